@@ -1,0 +1,55 @@
+# Every target sets itself up: on a fresh machine `make demo` or `make test` is the only command needed.
+PYTHON ?= python3
+PROMPT ?= a large red ball bounces on green grass
+OUT    ?= demo.mp4
+PIP    := .venv/bin/python -m pip --disable-pip-version-check
+# One thread per test process: with two, threads of neighbouring processes spin on each other's core.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: setup demo check test test-slow test-gpu bench clean
+.DELETE_ON_ERROR:
+
+.venv/bin/python:
+	@echo "==> creating .venv"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; call make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv
+
+.venv/.core: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "==> installing helios-video and what it needs (about a minute, PyTorch is the largest part)"
+	@$(PIP) install -q -c constraints.txt -e . 2>&1 | grep -v '^WARNING: Location' || true
+	@.venv/bin/python -c 'import torch, av, transformers'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "==> installing helios-video with the development tools (about a minute and a half)"
+	@$(PIP) install -q -c constraints.txt -e '.[dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	@.venv/bin/python -c 'import torch, av, transformers, pytest, diffusers'
+	@touch $@ .venv/.core
+
+setup: .venv/.dev ## create .venv with everything needed to develop
+
+demo: .venv/.core ## make demo.mp4 from PROMPT with the bundled model, on the CPU
+	@echo "==> generating $(OUT): $(PROMPT)"
+	@.venv/bin/helios generate "$(PROMPT)" --output "$(OUT)" --overwrite --device cpu
+
+check: .venv/.dev ## formatting, lint, types, import directions
+	@echo "==> ruff format"; .venv/bin/ruff format --check .
+	@echo "==> ruff check"; .venv/bin/ruff check .
+	@echo "==> mypy"; .venv/bin/mypy
+	@echo "==> import directions"; .venv/bin/lint-imports
+
+test: .venv/.dev ## the whole CPU test suite
+	$(ONE_THREAD) .venv/bin/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/.dev ## minutes-long CPU tests
+	$(ONE_THREAD) .venv/bin/python -m pytest -n 2 -m 'slow and not gpu'
+
+test-gpu: .venv/.dev ## tests that need a CUDA device
+	.venv/bin/python -m pytest -m gpu
+
+bench: .venv/.core ## 300 chunks streamed with the bundled model: memory and time per chunk
+	.venv/bin/python benchmarks/bench_stream.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
