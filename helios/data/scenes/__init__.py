@@ -1,0 +1,43 @@
+"""An endless, seeded world of small moving scenes with captions, rendered in tensors."""
+
+from .captions import (
+    VOCABULARY,
+    Description,
+    ObjectDescription,
+    caption,
+    parse_caption,
+    write,
+)
+from .scene import (
+    Scene,
+    SceneObject,
+    Split,
+    held_out,
+    sample_scene,
+    sample_scenes,
+    scene_stream,
+)
+from .vocabulary import CAMERAS, COLOURS, MATERIALS, MOTIONS, SETTINGS, SHAPES, SIZES
+
+__all__ = [
+    "CAMERAS",
+    "COLOURS",
+    "MATERIALS",
+    "MOTIONS",
+    "SETTINGS",
+    "SHAPES",
+    "SIZES",
+    "VOCABULARY",
+    "Description",
+    "ObjectDescription",
+    "Scene",
+    "SceneObject",
+    "Split",
+    "caption",
+    "held_out",
+    "parse_caption",
+    "sample_scene",
+    "sample_scenes",
+    "scene_stream",
+    "write",
+]
