@@ -1,0 +1,25 @@
+"""Rotary positions: turning pairs of channels by the angle of a token's place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["apply_rope"]
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring channels ``(x[2j], x[2j+1])`` of every head.
+
+    ``out[2j] = x[2j] cos[j] - x[2j+1] sin[j]`` and ``out[2j+1] = x[2j] sin[j] + x[2j+1] cos[j]``,
+    in float32 with one rounding at the end (specification "model and sampling", section 2.5).
+
+    Args:
+        x: ``[B, L, H, d]``; the result has its shape and dtype.
+        cos: ``[L, d / 2]`` float32, the same for all heads and samples.
+        sin: ``[L, d / 2]`` float32.
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[:, None], sin[:, None]
+    turned = torch.stack((even * c - odd * s, even * s + odd * c), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

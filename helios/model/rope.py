@@ -1,0 +1,85 @@
+"""Rotary tables: the cosines and sines of every token's frame, row and column.
+
+Tables depend on the geometry alone. They are computed once per geometry and device, in float32
+on the CPU, and kept outside the module: there is no buffer that a cast could harm, and a compiled
+graph holds them as constants.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helios.history.window import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
+
+__all__ = ["rotary_tables"]
+
+
+@lru_cache(maxsize=32)
+def rotary_tables(
+    rope_dim: tuple[int, int, int],
+    theta: float,
+    chunk: tuple[int, int, int],
+    history: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for ``[long | mid | short | noisy]`` (section 2.4 of the specification).
+
+    Noisy and short tokens sit at whole positions of their own grids. Mid and long tokens take the
+    mean of the cosines and of the sines of the short-grid cells they cover.
+
+    Args:
+        rope_dim: channels per head for time, rows and columns.
+        theta: base of the frequencies.
+        chunk: frames, rows and columns of noisy tokens.
+        history: rows and columns of short history tokens.
+        device: where the tables are needed.
+
+    Returns:
+        Two ``[L, head_dim / 2]`` float32 tensors.
+    """
+    # Tensors born in inference mode could never be saved for a later backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        first = CHUNK_POSITIONS[0]
+        noisy = _angles(rope_dim, theta, tuple(range(first, first + chunk[0])), *chunk[1:])
+        short = _angles(rope_dim, theta, SHORT_POSITIONS, *history)
+        mid = _angles(rope_dim, theta, MID_POSITIONS, *history)
+        long = _angles(rope_dim, theta, LONG_POSITIONS, *history)
+        parts = (_averaged(long, 4), _averaged(mid, 2), _circle(short), _circle(noisy))
+        cos, sin = torch.cat([part.flatten(1) for part in parts], dim=1).T.chunk(2, dim=1)
+        return cos.contiguous().to(device), sin.contiguous().to(device)
+
+
+def _angles(
+    rope_dim: tuple[int, int, int], theta: float, frames: tuple[int, ...], rows: int, columns: int
+) -> Tensor:
+    """Angle of every frequency at every cell, ``[head_dim / 2, T, Y, X]``."""
+    grid = torch.meshgrid(
+        *(
+            torch.tensor(axis, dtype=torch.float32, device="cpu")
+            for axis in (frames, range(rows), range(columns))
+        ),
+        indexing="ij",
+    )
+    angles = []
+    for size, positions in zip(rope_dim, grid):
+        steps = torch.arange(0, size, 2, dtype=torch.float32, device="cpu")
+        frequencies = 1.0 / theta ** (steps / size)
+        angles.append(frequencies[:, None, None, None] * positions)
+    return torch.cat(angles)
+
+
+def _circle(angles: Tensor) -> Tensor:
+    """Cosines above sines, ``[head_dim, T, Y, X]``."""
+    return torch.cat((angles.cos(), angles.sin()))
+
+
+def _averaged(angles: Tensor, window: int) -> Tensor:
+    """Cosines and sines averaged over cubes, the far ends repeated to fill the last cube."""
+    circle = _circle(angles)[None]
+    missing = [-size % window for size in reversed(angles.shape[1:])]
+    padding = [amount for size in missing for amount in (0, size)]
+    return F.avg_pool3d(F.pad(circle, padding, mode="replicate"), window)[0]

@@ -1,0 +1,167 @@
+"""Published tensor names and ours; reading, casting and writing a transformer.
+
+One table relates the two, both ways. Files hold published names only
+(specification "model and sampling", sections 1.1 to 1.4).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helios.errors import CheckpointError
+from helios.model.config import TransformerConfig
+from helios.model.transformer import HeliosTransformer
+from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
+
+__all__ = ["cast", "fp32_names", "load_transformer", "published_name", "save_transformer"]
+
+_OUTSIDE = {
+    "patches.noisy": "patch_embedding",
+    "patches.short": "patch_short",
+    "patches.mid": "patch_mid",
+    "patches.long": "patch_long",
+    "time.linear1": "condition_embedder.time_embedder.linear_1",
+    "time.linear2": "condition_embedder.time_embedder.linear_2",
+    "time.project": "condition_embedder.time_proj",
+    "text.linear1": "condition_embedder.text_embedder.linear_1",
+    "text.linear2": "condition_embedder.text_embedder.linear_2",
+    "head.modulation": "norm_out.scale_shift_table",
+    "head.project": "proj_out",
+}
+_INSIDE = {
+    "modulation": "scale_shift_table",
+    "self_attention.query": "attn1.to_q",
+    "self_attention.key": "attn1.to_k",
+    "self_attention.value": "attn1.to_v",
+    "self_attention.out": "attn1.to_out.0",
+    "self_attention.query_norm": "attn1.norm_q",
+    "self_attention.key_norm": "attn1.norm_k",
+    "self_attention.history_gain": "attn1.history_key_scale",
+    "cross_attention.query": "attn2.to_q",
+    "cross_attention.key": "attn2.to_k",
+    "cross_attention.value": "attn2.to_v",
+    "cross_attention.out": "attn2.to_out.0",
+    "cross_attention.query_norm": "attn2.norm_q",
+    "cross_attention.key_norm": "attn2.norm_k",
+    "cross_norm": "norm2",
+    "feed_forward.expand": "ffn.net.0.proj",
+    "feed_forward.contract": "ffn.net.2",
+}
+_KEPT_FP32 = (
+    "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale",
+)  # fmt: skip
+_BLOCK = re.compile(r"(blocks\.\d+\.)(.*)")
+_MAX_GAIN = 10.0
+"""Published history gains lie between 1 and this."""
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our parameters, such as ``head.project.weight``.
+
+    Raises:
+        KeyError: if the transformer has no such parameter.
+    """
+    block = _BLOCK.fullmatch(name)
+    prefix, rest = block.groups() if block else ("", name)
+    table = _INSIDE if block else _OUTSIDE
+    module, _, leaf = rest.rpartition(".")
+    return prefix + (f"{table[module]}.{leaf}" if module in table else table[rest])
+
+
+def fp32_names(model: HeliosTransformer) -> frozenset[str]:
+    """Our names of the parameters that stay float32 in a half-precision model (section 1.4)."""
+    names = (name for name, _ in model.named_parameters())
+    return frozenset(n for n in names if any(kept in published_name(n) for kept in _KEPT_FP32))
+
+
+def cast(model: HeliosTransformer, dtype: torch.dtype) -> HeliosTransformer:
+    """Change the model's dtype in place, all but :func:`fp32_names`, and return it.
+
+    The right form of ``model.to(dtype)``, which would narrow the float32 parameters as well.
+    """
+    kept = fp32_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
+    return model
+
+
+def load_transformer(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> HeliosTransformer:
+    """Read a transformer from a folder in the published layout.
+
+    Args:
+        folder: holds ``config.json`` and the weights, sharded or not.
+        device: where the parameters are placed.
+        dtype: of all parameters but :func:`fp32_names`.
+
+    Raises:
+        CheckpointError: if the folder is incomplete, damaged, or does not fit its configuration.
+    """
+    with torch.device("meta"):
+        model = HeliosTransformer(TransformerConfig.from_json(read_json(folder / "config.json")))
+    kept = fp32_names(model)
+    stored = _current_names(read_tensors(folder))
+    ours = {published_name(name): name for name, _ in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for published in list(stored):
+        name = ours.get(published, published)
+        # One by one, so that no second copy of the model ever exists.
+        tensor = _gain_to_ours(name, stored.pop(published))
+        tensors[name] = tensor.to(device, torch.float32 if name in kept else dtype)
+    assign(model, tensors, f"{folder}")
+    return model.eval()
+
+
+def save_transformer(
+    model: HeliosTransformer, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a transformer in the published layout; diffusers reads it too.
+
+    Args:
+        model: stays as it is.
+        folder: made if missing; ``config.json`` and the weights in it are replaced.
+        dtype: of every stored tensor; by default each keeps its own.
+
+    Raises:
+        CheckpointError: if a history gain has left the range the published form can hold.
+    """
+    tensors = {
+        published_name(name): _gain_to_published(name, parameter.detach()).to(dtype=dtype)
+        for name, parameter in model.named_parameters()
+    }
+    write_tensors(folder, tensors)
+    write_json(folder / "config.json", model.config.to_json())
+
+
+def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of old snapshots under their present names; leftovers of other variants dropped."""
+    old, new = "scale_shift_table", "norm_out.scale_shift_table"
+    kept = {name: value for name, value in tensors.items() if "norm_added_q" not in name}
+    if old in kept and new not in kept:
+        kept[new] = kept.pop(old)
+    return kept
+
+
+def _gain_to_ours(name: str, value: Tensor) -> Tensor:
+    """Published ``1 + 9 sigmoid(q)`` as our ``exp(p)`` (training.md, 0.2); others unchanged."""
+    if not name.endswith("history_gain"):
+        return value
+    return torch.log1p((_MAX_GAIN - 1) * value.double().sigmoid()).to(value.dtype)
+
+
+def _gain_to_published(name: str, value: Tensor) -> Tensor:
+    """The inverse; a gain of exactly 1 becomes minus infinity, which reads back as 1."""
+    if not name.endswith("history_gain"):
+        return value
+    share = torch.expm1(value.double()) / (_MAX_GAIN - 1)
+    if not bool(((share >= 0) & (share < 1)).all()):
+        raise CheckpointError(
+            f"{name} gives gains from {value.exp().min():.3f} to {value.exp().max():.3f}; "
+            f"the published form holds 1 to {_MAX_GAIN:.0f}"
+        )
+    return torch.logit(share).to(value.dtype)
