@@ -4,7 +4,14 @@ A wrong argument is a plain ``ValueError`` (exit 2), a file that cannot be writt
 (exit 6). Only what Python has no word for gets a class here.
 """
 
-__all__ = ["CheckpointCorruptError", "CheckpointError", "InputError", "UnsafeCheckpointError"]
+__all__ = [
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "DivergedError",
+    "InputError",
+    "ResumableError",
+    "UnsafeCheckpointError",
+]
 
 
 class InputError(ValueError):
@@ -21,3 +28,11 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CheckpointCorruptError(CheckpointError):
     """A weight file that is truncated, overlong or unreadable."""
+
+
+class DivergedError(ArithmeticError):
+    """A training loss or gradient that is not finite; nothing was updated with it (exit 7)."""
+
+
+class ResumableError(RuntimeError):
+    """Work that was told to stop and can go on from where it is (exit 75)."""
