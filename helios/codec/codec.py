@@ -1,0 +1,194 @@
+"""The codec: pixels to the latents a transformer works in, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from helios.codec.config import AutoencoderConfig
+from helios.codec.wan import WanAutoencoder, _unfold
+from helios.errors import CheckpointError
+from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Codec", "load_codec", "save_codec"]
+
+
+class Codec:
+    """An autoencoder with normalised latents: ``x = (z - mean) * (1 / std)`` per channel.
+
+    The decoder may run in a narrow dtype; the encoder stays in float32 unless told otherwise,
+    because its rounding would be carried on by everything generated from it. Latents and frames
+    cross the border in float32.
+
+    Args:
+        network: the autoencoder; put into evaluation mode.
+        config: the network's own with other statistics; None takes the network's.
+
+    Source: specification "model and sampling", section 8.1.
+    """
+
+    def __init__(self, network: WanAutoencoder, config: AutoencoderConfig | None = None) -> None:
+        self.network = network.eval()
+        self.config = config or network.config
+        self._place()
+
+    def _place(self) -> None:
+        """Put the statistics beside the weights."""
+        # The reciprocal is taken once: it is part of the published arithmetic, to the last bit.
+        config, shape = self.config, (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(config.latents_mean, device=self.device).view(shape)
+        self._scale = 1.0 / torch.tensor(config.latents_std, device=self.device).view(shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.post_quant_conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the decoder computes in."""
+        return self.network.post_quant_conv.weight.dtype
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        encoder_dtype: torch.dtype | None = None,
+    ) -> Codec:
+        """Move in place and return itself.
+
+        Args:
+            device: for everything.
+            dtype: for the decoder.
+            encoder_dtype: for the encoder, which otherwise keeps its own.
+        """
+        network = self.network
+        network.decoder.to(device=device, dtype=dtype)
+        network.post_quant_conv.to(device=device, dtype=dtype)
+        network.encoder.to(device=device, dtype=encoder_dtype)
+        network.quant_conv.to(device=device, dtype=encoder_dtype)
+        self._place()
+        return self
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> Codec:
+        """A codec of the same network (shared, not copied) with other latent statistics.
+
+        Args:
+            mean: per channel, of ``z`` before normalisation.
+            std: likewise, positive.
+
+        Raises:
+            ValueError: for a wrong number of values, or a std that is not positive.
+        """
+        config = replace(
+            self.config,
+            latents_mean=tuple(float(value) for value in mean),
+            latents_std=tuple(float(value) for value in std),
+        )
+        return Codec(self.network, config)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents of one window, which starts afresh.
+
+        Args:
+            frames: ``[B, 3, T, H, W]`` in [-1, 1], T = 1 + a multiple of 4 (one image: T = 1).
+            generator: samples the posterior, drawing on the generator's own device; without it
+                the mean is taken.
+
+        Returns:
+            ``[B, 16, 1 + (T - 1) / 4, H / 8, W / 8]`` float32 (ratios of the published model).
+
+        Raises:
+            ValueError: for a shape that does not fold into whole latents.
+        """
+        mean, logvar = self.network.posterior(frames.to(self.device))
+        z = mean
+        if generator is not None:
+            noise = torch.randn(
+                mean.shape, generator=generator, device=generator.device, dtype=mean.dtype
+            )
+            z = mean + (0.5 * logvar).exp() * noise.to(mean.device)
+        return ((z.float() - self._mean) * self._scale).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames of normalised latents, in one pass and without memory of earlier calls.
+
+        Args:
+            latents: ``[B, 16, t, h, w]``.
+
+        Returns:
+            ``[B, 3, 1 + 4 (t - 1), 8h, 8w]`` float32 in [-1, 1].
+
+        Raises:
+            ValueError: for a shape that is not latents of this autoencoder.
+        """
+        return _unfold(self._patches(latents).float().clamp_(-1, 1), self.config.patch)
+
+    @torch.no_grad()
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """Like :meth:`decode`, as bytes ``[B, T, H, W, 3]`` rounded to the nearest level."""
+        levels = self._patches(latents).float().mul_(127.5).add_(127.5).round_().clamp_(0, 255)
+        return _unfold(levels.to(torch.uint8), self.config.patch).movedim(1, -1).contiguous()
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
+            raise ValueError(
+                f"latents must be [B, {self.config.z_dim}, t, h, w], got {tuple(latents.shape)}"
+            )
+        z = latents.to(device=self.device, dtype=torch.float32) / self._scale + self._mean
+        return self.network.decode_patches(z)
+
+
+def load_codec(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    encoder_dtype: torch.dtype = torch.float32,
+) -> Codec:
+    """The codec in ``folder`` (``config.json`` and ``diffusion_pytorch_model.safetensors``).
+
+    Args:
+        folder: such as ``model/vae``.
+        device: where it runs.
+        dtype: what the decoder computes in, whatever the file stores.
+        encoder_dtype: what the encoder computes in.
+
+    Raises:
+        CheckpointError: if it is missing, does not fit its configuration, is damaged or a pickle.
+    """
+    config = AutoencoderConfig.from_json(read_json(folder / "config.json"))
+    try:
+        with torch.device("meta"):
+            network = WanAutoencoder(config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not usable: {error}") from None
+    assign(network, read_tensors(folder), str(folder))
+    codec = Codec(network).to(device, dtype, encoder_dtype=encoder_dtype)
+    codec.network.channels_last()
+    return codec
+
+
+def save_codec(codec: Codec, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``codec`` to ``folder`` in the published layout and names.
+
+    Args:
+        codec: what to write.
+        folder: made if missing.
+        dtype: to store the tensors in, such as float16; None keeps each tensor's own.
+    """
+    tensors = codec.network.state_dict()
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    write_tensors(folder, tensors)
+    write_json(folder / "config.json", codec.config.to_json())
