@@ -1,0 +1,179 @@
+"""Many prompts at once, for measuring.
+
+The pipeline makes one video at a time, because that is what a person waits for. A judge waits for
+a thousand, so here the same rooms run on a batch. Every video has its own generator and its own
+history, hence row ``i`` is what the pipeline makes of prompt ``i`` with seed ``seed + i``, up to
+the rounding of larger matrix products. (A pyramid draws its correlated noise for the whole batch
+from one generator, so there only the law of the result is the same.)
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from helios.conditioning import fit, image_start, video_start
+from helios.diffusion import guide, sample
+from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
+from helios.history import History, HistoryWindow
+from helios.model import HeliosTransformer, reset_parameters
+from helios.pipeline import Pipeline, Request, Resolved
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from helios.diffusion import Denoiser
+
+__all__ = ["chunk_latents", "generate_batch", "untrained"]
+
+
+@torch.no_grad()
+def generate_batch(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    num_chunks: int,
+    seed: int = 0,
+    batch_size: int = 128,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    images: Tensor | None = None,
+    videos: Tensor | None = None,
+) -> Tensor:
+    """Clean latents of one video per prompt.
+
+    Args:
+        pipe: the model.
+        prompts: N texts.
+        num_chunks: chunks of each video.
+        seed: video ``i`` uses ``seed + i``.
+        batch_size: videos made at once.
+        steps: denoising steps; the checkpoint's own if not given.
+        guidance_scale: strength of the prompt; the checkpoint's own if not given.
+        images: uint8 ``[N, H, W, 3]``, to start from.
+        videos: uint8 ``[N, T, H, W, 3]`` with T of at least 33, to continue.
+
+    Returns:
+        float32 ``[N, 16, 9 * num_chunks, h, w]`` on the model's device.
+    """
+    if pipe.text_encoder is None:
+        raise ValueError("this checkpoint has no text encoder, so captions cannot be judged")
+    if num_chunks < 1 or batch_size < 1:
+        raise ValueError("num_chunks and batch_size must be at least 1")
+    if images is not None and videos is not None:
+        raise ValueError("give either images or videos, not both")
+    for name, media in (("images", images), ("videos", videos)):
+        if media is not None and len(media) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many {name}, got {len(media)}")
+    request = Request(
+        prompt=prompts[0],
+        num_frames=num_chunks * CHUNK_FRAMES,
+        steps=steps,
+        guidance_scale=guidance_scale,
+    )
+    resolved = pipe.defaults.resolve(request, pipe.schedule)
+    negative = pipe.text_encoder.encode([resolved.negative_prompt])
+    parts = []
+    for first in range(0, len(prompts), batch_size):
+        chosen = slice(first, first + batch_size)
+        generators = [
+            torch.Generator(pipe.device).manual_seed(seed + first + index)
+            for index in range(len(prompts[chosen]))
+        ]
+        histories = _starts(
+            pipe,
+            resolved,
+            generators,
+            None if images is None else images[chosen, None],
+            None if videos is None else videos[chosen],
+        )
+        text = pipe.text_encoder.encode(prompts[chosen])
+        parts.append(_chunks(pipe, resolved, text, negative, histories, generators, num_chunks))
+    return torch.cat(parts)
+
+
+def chunk_latents(latents: Tensor, chunk: int) -> Tensor:
+    """The nine latents of one chunk of each video."""
+    return latents[:, :, chunk * CHUNK_LATENTS : (chunk + 1) * CHUNK_LATENTS]
+
+
+def untrained(pipe: Pipeline, seed: int = 0) -> Pipeline:
+    """The same pipeline with a transformer whose weights are drawn, not learned."""
+    model: HeliosTransformer = copy.deepcopy(pipe.transformer)
+    reset_parameters(model, torch.Generator(pipe.device).manual_seed(seed))
+    return Pipeline(
+        model.eval(), pipe.codec, pipe.text_encoder, pipe.defaults, pipe.schedule, name="untrained"
+    )
+
+
+def _chunks(
+    pipe: Pipeline,
+    resolved: Resolved,
+    text: Tensor,
+    negative: Tensor,
+    histories: list[History],
+    generators: list[torch.Generator],
+    num_chunks: int,
+) -> Tensor:
+    """Chunk after chunk of one batch, ``[B, 16, 9 * num_chunks, h, w]``."""
+    text = text.to(pipe.device, pipe.dtype)
+    without = negative.to(pipe.device, pipe.dtype).expand_as(text)
+    chunks = []
+    for _ in range(num_chunks):
+        window = _stack([history.window() for history in histories])
+        shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
+        noise = torch.cat([torch.randn(shape, generator=g, device=pipe.device) for g in generators])
+        denoiser = _denoiser(pipe, text, window)
+        if resolved.guidance is not None:
+            denoiser = guide(denoiser, _denoiser(pipe, without, window), resolved.guidance)
+        clean = sample(denoiser, resolved.plan, noise, resolved.schedule, generators[0])
+        chunks.append(clean.float())
+        histories = [
+            history.append(part) for history, part in zip(histories, clean.split(1), strict=True)
+        ]
+    return torch.cat(chunks, dim=2)
+
+
+def _denoiser(pipe: Pipeline, text: Tensor, window: HistoryWindow) -> Denoiser:
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        velocity: Tensor = pipe.transformer(x, timestep, text, window)
+        return velocity
+
+    return denoise
+
+
+def _stack(windows: list[HistoryWindow]) -> HistoryWindow:
+    return HistoryWindow(
+        torch.cat([window.frames for window in windows]),
+        torch.cat([window.present for window in windows]),
+    )
+
+
+def _starts(
+    pipe: Pipeline,
+    resolved: Resolved,
+    generators: list[torch.Generator],
+    images: Tensor | None,
+    videos: Tensor | None,
+) -> list[History]:
+    """One history per video, prepared as the pipeline prepares it."""
+    media = videos if images is None else images
+    if media is None:
+        rows, columns = latent_size(resolved.height, resolved.width)
+        empty = History.empty(1, LATENT_CHANNELS, rows, columns, device=pipe.device)
+        return [empty for _ in generators]
+    begin = video_start if images is None else image_start
+    return [
+        begin(
+            pipe.codec,
+            fit(frames.cpu().numpy(), resolved.height, resolved.width).to(pipe.device),
+            generator,
+            image_noise=resolved.image_noise,
+            video_noise=resolved.video_noise,
+        )
+        for frames, generator in zip(media, generators, strict=True)
+    ]
