@@ -8,6 +8,7 @@ background, playable while it grows and renamed when complete (section 3.4).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -81,14 +82,14 @@ def read_image(path: str | Path) -> Pixels:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise InputError(
-                f"image {path} is too large: at most {IMAGE_PIXELS:,} pixels are read"
+                f"image {_shown(path)} is too large: at most {IMAGE_PIXELS:,} pixels are read"
             ) from error
         except UnidentifiedImageError as error:
             raise InputError(
-                f"image {path} is not a picture we read; use PNG, JPEG, WebP, BMP or GIF"
+                f"image {_shown(path)} is not a picture we read; use PNG, JPEG, WebP, BMP or GIF"
             ) from error
         except Exception as error:  # a hostile file can make the decoder raise anything
-            raise InputError(f"image {path} is damaged or cut short") from error
+            raise InputError(f"image {_shown(path)} is damaged or cut short") from error
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Pixels, float]:
@@ -116,7 +117,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Pixels,
         rate = _check_video(path, container, stream, max_frames is None)
         frames = _decode(path, container, stream, max_frames)
     if not frames:
-        raise InputError(f"video {path} has no frame that can be decoded")
+        raise InputError(f"video {_shown(path)} has no frame that can be decoded")
     return np.stack(frames), rate
 
 
@@ -141,22 +142,23 @@ def _regular_file(path: str | Path, what: str, limit: int | None) -> Iterator[Bi
     path = Path(path)
     try:
         if not path.exists():
-            raise InputError(f"{what} {path} does not exist")
+            raise InputError(f"{what} {_shown(path)} does not exist")
         if not path.is_file():
-            raise InputError(f"{what} {path} is not a file")
+            raise InputError(f"{what} {_shown(path)} is not a file")
         file = path.open("rb")
     except InputError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a possible file name"
-        raise InputError(f"{what} {path} cannot be read: {reason}") from error
+        raise InputError(f"{what} {_shown(path)} cannot be read: {reason}") from error
     with file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
-            raise InputError(f"{what} {path} is empty")
+            raise InputError(f"{what} {_shown(path)} is empty")
         if limit is not None and size > limit:
             raise InputError(
-                f"{what} {path} has {size / MIB:.1f} MiB; at most {limit // MIB} MiB are read"
+                f"{what} {_shown(path)} has {size / MIB:.1f} MiB; "
+                f"at most {limit // MIB} MiB are read"
             )
         yield file
 
@@ -164,11 +166,13 @@ def _regular_file(path: str | Path, what: str, limit: int | None) -> Iterator[Bi
 def _check_image_size(path: str | Path, width: int, height: int) -> None:
     if max(width, height) > IMAGE_SIDE or width * height > IMAGE_PIXELS:
         raise InputError(
-            f"image {path} is {width}x{height}; at most {IMAGE_SIDE} pixels a side and "
+            f"image {_shown(path)} is {width}x{height}; at most {IMAGE_SIDE} pixels a side and "
             f"{IMAGE_PIXELS:,} pixels in all are read"
         )
     if min(width, height) < MIN_SIDE:
-        raise InputError(f"image {path} is {width}x{height}; at least {MIN_SIDE} a side are needed")
+        raise InputError(
+            f"image {_shown(path)} is {width}x{height}; at least {MIN_SIDE} a side are needed"
+        )
 
 
 def _upright_rgb(image: Any) -> Pixels:
@@ -199,7 +203,7 @@ def _video(path: str | Path, limit: int | None) -> Iterator[Any]:
         elif head[:4] == b"\x1a\x45\xdf\xa3":
             kind = "matroska"
         else:
-            raise InputError(f"video {path} is not an MP4, MOV, WebM or MKV file")
+            raise InputError(f"video {_shown(path)} is not an MP4, MOV, WebM or MKV file")
         try:
             # The demuxer is ours to choose and no protocol is allowed, so a container cannot make
             # us open another file or address.
@@ -210,17 +214,19 @@ def _video(path: str | Path, limit: int | None) -> Iterator[Any]:
         except (InputError, MemoryError):
             raise
         except Exception as error:  # a hostile file can make the decoder raise anything
-            raise InputError(f"video {path} is damaged or cut short") from error
+            raise InputError(f"video {_shown(path)} is damaged or cut short") from error
 
 
 def _check_streams(path: str | Path, container: Any) -> None:
     streams = container.streams.video
     if len(streams) != 1:
-        raise InputError(f"video {path} has {len(streams)} video streams; exactly one is needed")
+        raise InputError(
+            f"video {_shown(path)} has {len(streams)} video streams; exactly one is needed"
+        )
     codec = streams[0].codec_context
     name = codec.codec.canonical_name if codec is not None else "unknown"
     if name not in VIDEO_CODECS:
-        raise InputError(f"video {path} is coded as {name}; use H.264, HEVC, VP9 or AV1")
+        raise InputError(f"video {_shown(path)} is coded as {name}; use H.264, HEVC, VP9 or AV1")
 
 
 def _check_video(path: str | Path, container: Any, stream: Any, limited: bool) -> float:
@@ -229,53 +235,60 @@ def _check_video(path: str | Path, container: Any, stream: Any, limited: bool) -
     seconds = (container.duration or 0) / 1_000_000
     if limited and seconds > VIDEO_SECONDS + 0.5:
         raise InputError(
-            f"video {path} is {seconds:.0f} seconds long; at most {VIDEO_SECONDS} are read"
+            f"video {_shown(path)} is {seconds:.0f} seconds long; at most {VIDEO_SECONDS} are read"
         )
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     low, high = FRAME_RATES
     if not low <= rate <= high:
-        raise InputError(f"video {path} has {rate:g} frames a second; {low} to {high} are read")
+        raise InputError(
+            f"video {_shown(path)} has {rate:g} frames a second; {low} to {high} are read"
+        )
     return rate
 
 
 def _check_frame_size(path: str | Path, width: int, height: int) -> None:
     if max(width, height) > VIDEO_SIDE or width * height > VIDEO_PIXELS:
         raise InputError(
-            f"video {path} is {width}x{height}; at most {VIDEO_SIDE} pixels a side and "
+            f"video {_shown(path)} is {width}x{height}; at most {VIDEO_SIDE} pixels a side and "
             f"{VIDEO_PIXELS:,} pixels a frame are read"
         )
     if min(width, height) < MIN_SIDE:
-        raise InputError(f"video {path} is {width}x{height}; at least {MIN_SIDE} a side are needed")
+        raise InputError(
+            f"video {_shown(path)} is {width}x{height}; at least {MIN_SIDE} a side are needed"
+        )
 
 
 def _decode(path: str | Path, container: Any, stream: Any, max_frames: int | None) -> list[Pixels]:
     """All frames, counted as they are decoded: what the header says is not believed."""
     stream.thread_type = "AUTO"
-    declared, packets = stream.frames, 0
+    declared, whole = stream.frames, 0
     frames: list[Pixels] = []
     for packet in container.demux(stream):
-        packets += packet.size > 0
+        whole += packet.size > 0 and not packet.is_corrupt
         for frame in packet.decode():
             _check_frame_size(path, frame.width, frame.height)
             pixels = frame.to_ndarray(format="rgb24")
             pixels = np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
             if frames and pixels.shape != frames[0].shape:
-                raise InputError(f"video {path} changes its size on the way; one size is needed")
+                raise InputError(
+                    f"video {_shown(path)} changes its size on the way; one size is needed"
+                )
             frames.append(pixels)
             if max_frames is None and len(frames) > VIDEO_FRAMES:
                 raise InputError(
-                    f"video {path} has more than {VIDEO_FRAMES} frames; cut it to the part to use"
+                    f"video {_shown(path)} has more than {VIDEO_FRAMES} frames; "
+                    "cut it to the part to use"
                 )
             if len(frames) * pixels.nbytes > DECODED_BYTES:
                 raise InputError(
-                    f"video {path} is too large in all at {pixels.shape[1]}x{pixels.shape[0]}; "
+                    f"video {_shown(path)} is too large in all at {frame.width}x{frame.height}; "
                     "make it smaller or shorter"
                 )
             if len(frames) == max_frames:
                 return frames
     # A growing MP4 declares no number, and is read as far as it goes.
-    if declared and packets < declared:
-        raise InputError(f"video {path} is damaged or cut short")
+    if declared and whole < declared:
+        raise InputError(f"video {_shown(path)} is damaged or cut short")
     return frames
 
 
@@ -292,20 +305,25 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"the output must be named NAME.mp4, got {path}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if not overwrite and os.path.lexists(path):
-        raise FileExistsError(f"{path} already exists; give another name or allow overwriting")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {path.parent} does not exist; create it first")
+        raise ValueError(f"the output must be named NAME.mp4, got {_shown(path)}")
     try:
-        with suppress(FileNotFoundError):
-            _partial(path).lstat()
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
+        folder, exists = path.is_dir(), os.path.lexists(path)
+        parent = path.parent.is_dir()
+        if parent and not folder and (overwrite or not exists):
+            with suppress(FileNotFoundError):
+                _partial(path).lstat()
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except (OSError, ValueError) as error:
         raise _write_error(path, error) from None
+    if folder:
+        raise IsADirectoryError(f"{_shown(path)} is a folder; give the name of a file")
+    if exists and not overwrite:
+        raise FileExistsError(
+            f"{_shown(path)} already exists; give another name or allow overwriting"
+        )
+    if not parent:
+        raise FileNotFoundError(f"folder {_shown(path.parent)} does not exist; create it first")
 
 
 class VideoWriter:
@@ -391,13 +409,13 @@ class VideoWriter:
         """Encode what is waiting and give the file its name; without frames a ``ValueError``."""
         if self.frames == 0:
             self.abort()
-            raise ValueError(f"no frame was written to {self.path}")
+            raise ValueError(f"no frame was written to {_shown(self.path)}")
         try:
             self._finish()
-            self._publish()
         except Exception:
             self.partial.unlink(missing_ok=True)
             raise
+        self._publish()
 
     def abort(self, keep: bool = False) -> None:
         """Stop; with ``keep`` the partial file stays, complete up to the last frame written."""
@@ -438,7 +456,7 @@ class VideoWriter:
     def _failure(self) -> BaseException:
         if isinstance(self._error, OSError):
             return _write_error(self.path, self._error)
-        return RuntimeError(f"encoding {self.path} failed: {self._error}")
+        return RuntimeError(f"encoding {_shown(self.path)} failed: {self._error}")
 
     def _encode(self, sink: _Sink) -> None:
         """The thread: batches to fragments of MP4."""
@@ -486,7 +504,10 @@ class VideoWriter:
     def _publish(self) -> None:
         """Give the finished video its name, with its index in front as players like it."""
         if not self._overwrite and os.path.lexists(self.path):
-            raise FileExistsError(f"{self.path} appeared meanwhile; it was left as it is")
+            raise FileExistsError(
+                f"{_shown(self.path)} appeared meanwhile and was left as it is; "
+                f"the video is in {_shown(self.partial)}"
+            )
         import av
 
         try:
@@ -546,15 +567,21 @@ class _Sink:
         return len(data)
 
 
+def _shown(path: str | Path) -> str:
+    """``path`` for a message of one line, whatever characters it holds."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial.mp4")
 
 
-def _write_error(path: Path, error: OSError) -> OSError:
+def _write_error(path: Path, error: OSError | ValueError) -> OSError:
     """``error`` as one clear line about ``path``, of the same class."""
-    number = error.errno or 0
+    number = getattr(error, "errno", None) or errno.EINVAL  # EINVAL: a NUL in the name, say
     kind = type(OSError(number, ""))
-    clear = kind(f"cannot write {path}: {os.strerror(number) if number else error}")
+    clear = kind(f"cannot write {_shown(path)}: {os.strerror(number)}")
     clear.errno = number
     return clear
 
