@@ -1,5 +1,6 @@
 """What a person gives, made into tensors."""
 
+from helios.conditioning.prompts import MAX_PROMPT, Blend, PromptTrack, check_prompt
 from helios.conditioning.text import (
     TextEncoder,
     clean_prompt,
@@ -10,7 +11,11 @@ from helios.conditioning.text import (
 )
 
 __all__ = [
+    "MAX_PROMPT",
+    "Blend",
+    "PromptTrack",
     "TextEncoder",
+    "check_prompt",
     "clean_prompt",
     "load_text_encoder",
     "save_text_encoder",
