@@ -1,0 +1,333 @@
+"""From a folder to a ready pipeline and back: the published layout (specification, section 1.1).
+
+Everything that can be refused from the small JSON files is refused before a weight is read. Class
+names are looked up in a table; nothing in a folder can make us load code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helios.codec import load_codec, save_codec
+from helios.conditioning import load_text_encoder, save_text_encoder
+from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig
+from helios.errors import CheckpointCorruptError, CheckpointError
+from helios.geometry import FPS
+from helios.model import load_transformer, save_transformer
+from helios.pipeline.pipeline import Pipeline
+from helios.pipeline.request import GenerationConfig
+from helios.storage import read_json, write_json
+
+__all__ = [
+    "BUNDLED",
+    "ModelFolder",
+    "find_model",
+    "inspect_model",
+    "load",
+    "pick_device",
+    "pick_dtype",
+    "save",
+]
+
+BUNDLED = ("tiny",)
+"""Models inside the package, by name."""
+SETTINGS_NAME = "helios.json"
+"""Our own file beside ``model_index.json``: what the model makes by default. Others ignore it."""
+DIFFUSERS_FORMAT = "0.36.0"
+
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "transformer": ("HeliosTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "scheduler": ("HeliosScheduler", "HeliosDMDScheduler"),
+    "text_encoder": ("UMT5EncoderModel",),
+}
+_PIPELINES = ("HeliosPipeline", "HeliosPyramidPipeline")
+_OPTIONAL = ("text_encoder", "tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model folder whose small files were read and found good; no weight is loaded.
+
+    Attributes:
+        folder: where it is.
+        name: what the model is called.
+        defaults: what it makes when not told otherwise.
+        schedule: the noise schedule it was trained with.
+        has_text_encoder: false: texts must come encoded.
+    """
+
+    folder: Path
+    name: str
+    defaults: GenerationConfig
+    schedule: ScheduleConfig
+    has_text_encoder: bool
+
+
+def load(
+    name_or_folder: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> Pipeline:
+    """A ready pipeline from a bundled model or a folder in the published layout.
+
+    Args:
+        name_or_folder: ``"tiny"``, or a folder with ``model_index.json``.
+        device: ``"auto"`` is CUDA if there is one, else the CPU.
+        dtype: ``"auto"`` is bfloat16 on CUDA and on CPUs that multiply it in hardware, else
+            float32; or ``"float32"`` or ``"bfloat16"``.
+
+    Raises:
+        CheckpointError: for an unknown model, or weights that do not fit; nothing stays loaded.
+        ValueError: for a device or dtype that is not possible here.
+    """
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    model = inspect_model(name_or_folder)
+    return load_inspected(model, place, precision)
+
+
+def load_inspected(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """The pipeline of a folder that ``inspect_model`` accepted."""
+    text_encoder = None
+    if model.has_text_encoder:
+        text_encoder = load_text_encoder(model.folder, device=device, dtype=dtype)
+    transformer = load_transformer(model.folder / "transformer", device=device, dtype=dtype)
+    codec = load_codec(model.folder / "vae", device=device, dtype=dtype)
+    if text_encoder is not None and text_encoder.dim != transformer.config.text_dim:
+        raise CheckpointError(
+            f"{model.folder}: the text encoder gives {text_encoder.dim} columns, "
+            f"the transformer reads {transformer.config.text_dim}"
+        )
+    return Pipeline(
+        transformer.eval(), codec, text_encoder, model.defaults, model.schedule, name=model.name
+    )
+
+
+def find_model(name_or_folder: str | Path) -> Path:
+    """The folder of a bundled model or of a path.
+
+    Raises:
+        CheckpointError: if it is neither, saying what is known.
+    """
+    name = str(name_or_folder)
+    if name in BUNDLED:
+        folder = Path(__file__).resolve().parent.parent / "assets" / name
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(
+                f"the bundled model {name!r} is not in this installation; install helios-video again"
+            )
+        return folder
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file; give the folder that holds model_index.json")
+    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise CheckpointError(
+        f"unknown model {name!r}: known are {', '.join(BUNDLED)} and folders in the published "
+        f"layout (with model_index.json) on this machine{hint}"
+    )
+
+
+def inspect_model(name_or_folder: str | Path) -> ModelFolder:
+    """Read and check the small files of a model, without its weights.
+
+    Raises:
+        CheckpointError: if the folder is not a complete Helios model.
+    """
+    folder = find_model(name_or_folder)
+    index = read_json(folder / "model_index.json")
+    pipeline_class = index.get("_class_name")
+    if pipeline_class not in _PIPELINES:
+        raise CheckpointError(
+            f"{folder} is a {pipeline_class}, not one of {', '.join(_PIPELINES)}"
+        )
+    for part, classes in _CLASSES.items():
+        name = _component(index, part)
+        if name is None and part in _OPTIONAL:
+            continue
+        if name not in classes:
+            raise CheckpointError(f"{folder}: {part} is {name}, expected {' or '.join(classes)}")
+        if not (folder / part).is_dir():
+            raise CheckpointError(f"{folder / part} is missing: the model is not complete")
+    has_text = all(_component(index, part) is not None for part in _OPTIONAL)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        schedule = ScheduleConfig.from_json(scheduler)
+        defaults = _defaults(folder, index, scheduler)
+    except ValueError as error:
+        raise CheckpointCorruptError(f"{folder}: {error}") from None
+    return ModelFolder(
+        folder=folder,
+        name=folder.resolve().name,
+        defaults=defaults,
+        schedule=schedule,
+        has_text_encoder=has_text,
+    )
+
+
+def _component(index: dict[str, Any], part: str) -> str | None:
+    """Class name of one part; none if the folder goes without it."""
+    entry = index.get(part)
+    if not isinstance(entry, list) or len(entry) != 2:
+        return None
+    return None if entry[1] is None else str(entry[1])
+
+
+def _defaults(
+    folder: Path, index: dict[str, Any], scheduler: dict[str, Any]
+) -> GenerationConfig:
+    if (folder / SETTINGS_NAME).is_file():
+        settings = read_json(folder / SETTINGS_NAME)
+        return GenerationConfig.from_json(settings.get("generation", {}))
+    return published_defaults(index, scheduler)
+
+
+def published_defaults(
+    index: dict[str, Any], scheduler: dict[str, Any]
+) -> GenerationConfig:
+    """What a published checkpoint makes by default (specification, section 1.5)."""
+    if index.get("is_distilled") or scheduler.get("_class_name") == "HeliosDMDScheduler":
+        return GenerationConfig(
+            plan=Pyramid(steps=(2, 2, 2), solver="renoise", amplify=True),
+            guidance=None,
+            distilled=True,
+        )
+    solver = scheduler.get("scheduler_type", "unipc")
+    if index.get("_class_name") == "HeliosPyramidPipeline":
+        zero = bool(index.get("is_cfg_zero_star"))
+        return GenerationConfig(
+            plan=Pyramid(steps=(20, 20, 20), solver=solver, zero_init=2 if zero else 0),
+            guidance=CFGZero(5.0) if zero else CFG(5.0),
+        )
+    return GenerationConfig(plan=Flat(steps=50, solver=solver), guidance=CFG(5.0), fps=FPS)
+
+
+def save(pipeline: Pipeline, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write ``pipeline`` in the published layout, whole or not at all.
+
+    Args:
+        pipeline: what to write, in the dtype it is loaded in.
+        folder: must not exist, or be empty, unless ``overwrite``.
+        overwrite: replace a folder that is a model; nothing else is ever deleted.
+
+    Raises:
+        FileExistsError: if ``folder`` is in use.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        replaceable = overwrite and (folder / "model_index.json").is_file()
+        if not replaceable:
+            raise FileExistsError(f"{folder} exists; choose another folder or pass overwrite=True")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(pipeline, draft)
+        mask = os.umask(0)
+        os.umask(mask)
+        draft.chmod(0o777 & ~mask)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write(pipeline: Pipeline, folder: Path) -> None:
+    save_transformer(pipeline.transformer, folder / "transformer")
+    save_codec(pipeline.codec, folder / "vae")
+    (folder / "scheduler").mkdir()
+    scheduler = scheduler_json(pipeline)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    text: list[str | None] = [None, None]
+    tokenizer: list[str | None] = [None, None]
+    if pipeline.text_encoder is not None:
+        save_text_encoder(pipeline.text_encoder, folder)
+        text = ["transformers", "UMT5EncoderModel"]
+        tokenizer = ["transformers", type(pipeline.text_encoder.tokenizer).__name__]
+    plan, guidance = pipeline.defaults.plan, pipeline.defaults.guidance
+    index: dict[str, Any] = {
+        "_class_name": "HeliosPyramidPipeline" if isinstance(plan, Pyramid) else "HeliosPipeline",
+        "_diffusers_version": DIFFUSERS_FORMAT,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": text,
+        "tokenizer": tokenizer,
+        "transformer": ["diffusers", "HeliosTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    if isinstance(plan, Pyramid):
+        index["is_cfg_zero_star"] = isinstance(guidance, CFGZero)
+        index["is_distilled"] = pipeline.defaults.distilled
+    write_json(folder / "model_index.json", index)
+    settings = {"schema_version": 1, "generation": pipeline.defaults.to_json()}
+    write_json(folder / SETTINGS_NAME, settings)
+
+
+def scheduler_json(pipeline: Pipeline) -> dict[str, Any]:
+    """``scheduler_config.json`` of ``pipeline`` in the published field names."""
+    value = pipeline.schedule.to_json()
+    solver = pipeline.defaults.plan.solver
+    value["_class_name"] = "HeliosDMDScheduler" if solver == "renoise" else "HeliosScheduler"
+    if solver != "renoise":
+        value["scheduler_type"] = solver
+    return value
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device to use; ``"auto"`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: if the device is unknown or not here.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!s} is not here; use --device cpu, see helios doctor")
+    return place
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; ``"auto"`` takes bfloat16 where the hardware multiplies it.
+
+    That is every CUDA device, and CPUs with AVX-512-BF16 or AMX; elsewhere bfloat16 would be
+    emulated and slower than float32.
+
+    Raises:
+        ValueError: for another dtype.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        fast = device.type == "cuda" or cpu_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    chosen = known.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise ValueError(f"dtype must be auto, float32 or bfloat16, got {dtype!r}")
+    return chosen
+
+
+def cpu_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512-BF16 or AMX)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        have = capabilities()
+        return bool(have.get("avx512_bf16") or have.get("amx_bf16"))
+    # Older torch tells only through these.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

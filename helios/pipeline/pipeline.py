@@ -1,0 +1,336 @@
+"""One request, streamed: text and history to latents, latents to frames, chunk after chunk.
+
+The loop of the specification "model and sampling", section 7. What is kept from chunk to chunk is
+the history window and the generator, so memory does not grow with the length of the video.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helios.conditioning import TextEncoder, fit, image_start, video_start
+from helios.diffusion import Denoiser, ScheduleConfig, guide, sample
+from helios.errors import InputError
+from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
+from helios.history import History
+from helios.pipeline.memory import available_memory
+from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
+from helios.pipeline.start import read_start
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from helios.codec import Codec
+    from helios.history import HistoryWindow
+    from helios.model import HeliosTransformer
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """A ready model: makes videos from requests.
+
+    Args:
+        transformer: the network, on its device and in its dtype.
+        codec: autoencoder on the same device.
+        text_encoder: none if texts always come encoded (``prompt_embeds``).
+        defaults: what is made when a request does not say.
+        schedule: noise schedule the network was trained with.
+        name: what the model is called in the settings of a video.
+    """
+
+    def __init__(
+        self,
+        transformer: HeliosTransformer,
+        codec: Codec,
+        text_encoder: TextEncoder | None,
+        defaults: GenerationConfig,
+        schedule: ScheduleConfig,
+        *,
+        name: str = "",
+    ) -> None:
+        self.transformer = transformer
+        self.codec = codec
+        self.text_encoder = text_encoder
+        self.defaults = defaults
+        self.schedule = schedule
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; seeds count there."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype the network computes in."""
+        return self.transformer.dtype
+
+    def __call__(self, prompt: Any = None, **fields: Any) -> Video | list[Video]:
+        """Make a whole video, or a list of them if ``num_videos`` is more than one.
+
+        Args:
+            prompt: what it shows; see ``Request``.
+            fields: the other fields of ``Request``.
+
+        Raises:
+            ValueError: for a field that is wrong, or a video whose frames do not fit in memory.
+        """
+        request = Request.make(prompt=prompt, **fields)
+        resolved = self.defaults.resolve(request, self.schedule)
+        _check_memory(resolved, request.num_videos)
+        seed = _seed(request)
+        media = self._prepare(request, resolved)
+        videos = [
+            self._video(request, resolved, None if seed is None else seed + index, media)
+            for index in range(request.num_videos)
+        ]
+        return videos if request.num_videos > 1 else videos[0]
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Make a video chunk by chunk; each is yielded as soon as it is decoded.
+
+        The request is checked, and its image or video read, before this returns.
+
+        Raises:
+            ValueError: for a field that is wrong.
+        """
+        if request.num_videos != 1:
+            raise ValueError(
+                f"num_videos={request.num_videos}: a stream is one video; stream once per seed"
+            )
+        resolved = self.defaults.resolve(request, self.schedule, endless=True)
+        media = self._prepare(request, resolved)
+        return self._chunks(request, resolved, _seed(request), media)
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """What ``request`` comes to with this model, ready for JSON: embedded in files."""
+        resolved = self.defaults.resolve(request, self.schedule, endless=True)
+        return self._settings(request, resolved, request.seed)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the published folder layout, whole or not at all; see ``helios.pipeline.save``."""
+        from helios.pipeline.build import save
+
+        return save(self, Path(folder), overwrite=overwrite)
+
+    def _settings(
+        self, request: Request, resolved: Resolved, seed: int | None
+    ) -> dict[str, Any]:
+        from helios import __version__
+
+        settings: dict[str, Any] = {"helios": __version__, "model": self.name}
+        settings |= resolved.settings()
+        settings |= {"seed": seed, "device": self.device.type}
+        settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        for field in ("image", "video"):
+            value = getattr(request, field)
+            if isinstance(value, str | Path):
+                settings[field] = Path(value).name
+            elif value is not None:
+                settings[field] = "array"
+        return settings
+
+    def _video(
+        self, request: Request, resolved: Resolved, seed: int | None, media: Tensor | None
+    ) -> Video:
+        if resolved.num_frames is None or resolved.chunks is None:
+            raise ValueError("num_frames is missing")
+        shape = (resolved.num_frames, resolved.height, resolved.width, 3)
+        frames = np.empty(shape, np.uint8)
+        latents = []
+        for chunk in self._chunks(request, resolved, seed, media):
+            start = chunk.index * CHUNK_FRAMES
+            frames[start : start + len(chunk.frames)] = chunk.frames
+            latents.append(chunk.latents)
+        return Video(
+            frames=frames,
+            latents=torch.cat(latents, dim=1),
+            fps=resolved.fps,
+            settings=self._settings(request, resolved, seed),
+        )
+
+    def _prepare(self, request: Request, resolved: Resolved) -> Tensor | None:
+        """Check what depends on the parts, and read the start image or video."""
+        if self.text_encoder is None:
+            self._check_embeds(request, resolved)
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            value = getattr(request, name)
+            width = self.transformer.config.text_dim
+            if value is not None and value.shape[-1] != width:
+                raise ValueError(
+                    f"{name} has {value.shape[-1]} columns, this checkpoint reads {width}"
+                )
+        if request.generator is not None and request.generator.device.type != self.device.type:
+            raise ValueError(
+                f"generator is on {request.generator.device}, the pipeline on {self.device}: "
+                f'make it with torch.Generator("{self.device}")'
+            )
+        request = read_start(request)
+        if request.image is not None:
+            return fit(request.image[None], resolved.height, resolved.width)
+        if request.video is not None:
+            return fit(request.video, resolved.height, resolved.width)
+        return None
+
+    def _check_embeds(self, request: Request, resolved: Resolved) -> None:
+        if request.prompt is not None:
+            raise ValueError(
+                "prompt: this checkpoint has no text encoder; give prompt_embeds instead"
+            )
+        if resolved.guidance is not None and request.negative_prompt_embeds is None:
+            raise ValueError(
+                "negative_prompt_embeds is missing: this checkpoint has no text encoder and "
+                "guidance needs it; give it, or guidance_scale=1"
+            )
+
+    def _chunks(
+        self, request: Request, resolved: Resolved, seed: int | None, media: Tensor | None
+    ) -> Iterator[Chunk]:
+        generator = request.generator
+        if generator is None:
+            generator = torch.Generator(self.device).manual_seed(seed or 0)
+        history = self._start(request, resolved, generator, media)
+        index = 0
+        encoded: tuple[str | None, Tensor | None] = (None, request.prompt_embeds)
+        negative = self._negative(request, resolved)
+        while resolved.chunks is None or index < resolved.chunks:
+            began = time.perf_counter()
+            if resolved.track is not None and resolved.track.at(index) != encoded[0]:
+                text = resolved.track.at(index)
+                encoded = (text, self._encode(text))
+            latents = self._sample(
+                resolved, generator, history.window(), self._place(encoded[1]), negative
+            )
+            own = latents[0].float().cpu()
+            if not bool(torch.isfinite(own).all()):
+                raise FloatingPointError(
+                    f"the model gave values that are not finite in chunk {index}; "
+                    "try dtype=float32"
+                )
+            sampled = time.perf_counter()
+            frames = self._decode(latents)[: resolved.frames_of(index)]
+            history = history.append(latents)
+            if resolved.moves_anchor and index == 1:
+                history = history.moved_anchor(latents[:, :, :1])
+            ended = time.perf_counter()
+            chunk = Chunk(
+                index=index,
+                frames=frames,
+                latents=own,
+                prompt=encoded[0],
+                timings={
+                    "sample": sampled - began,
+                    "decode": ended - sampled,
+                    "total": ended - began,
+                },
+            )
+            if request.callback is not None:
+                request.callback(chunk)
+            yield chunk
+            # Nothing of a delivered chunk may stay alive here while the next one is made.
+            del chunk, frames, own, latents
+            index += 1
+
+    @torch.no_grad()
+    def _start(
+        self,
+        request: Request,
+        resolved: Resolved,
+        generator: torch.Generator,
+        media: Tensor | None,
+    ) -> History:
+        if media is None:
+            rows, columns = latent_size(resolved.height, resolved.width)
+            return History.empty(1, LATENT_CHANNELS, rows, columns, device=self.device)
+        media = media.to(self.device)
+        if request.image is not None:
+            return image_start(
+                self.codec,
+                media,
+                generator,
+                image_noise=resolved.image_noise,
+                video_noise=resolved.video_noise,
+            )
+        return video_start(
+            self.codec,
+            media,
+            generator,
+            image_noise=resolved.image_noise,
+            video_noise=resolved.video_noise,
+        )
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        resolved: Resolved,
+        generator: torch.Generator,
+        window: HistoryWindow,
+        text: Tensor,
+        negative: Tensor | None,
+    ) -> Tensor:
+        """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]`` float32."""
+        shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        denoiser = self._denoiser(text, window)
+        if negative is not None and resolved.guidance is not None:
+            denoiser = guide(denoiser, self._denoiser(negative, window), resolved.guidance)
+        return sample(denoiser, resolved.plan, noise, resolved.schedule, generator)
+
+    def _denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
+        def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+            velocity: Tensor = self.transformer(x, timestep, text, window)
+            return velocity
+
+        return denoise
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        frames = self.codec.decode_uint8(latents)
+        return frames[0].cpu().numpy()
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> Tensor:
+        if self.text_encoder is None:
+            raise ValueError("this checkpoint has no text encoder")
+        return self.text_encoder.encode([text])
+
+    def _negative(self, request: Request, resolved: Resolved) -> Tensor | None:
+        if resolved.guidance is None:
+            return None
+        if request.negative_prompt_embeds is not None:
+            return self._place(request.negative_prompt_embeds)
+        return self._place(self._encode(resolved.negative_prompt))
+
+    def _place(self, embeds: Tensor | None) -> Tensor:
+        if embeds is None:
+            raise InputError("give either a prompt or prompt_embeds")
+        return embeds.reshape(1, *embeds.shape[-2:]).to(self.device, self.dtype)
+
+
+def _seed(request: Request) -> int | None:
+    """The seed of the first video: the one asked for, else a new one; none with a generator."""
+    if request.generator is not None:
+        return None
+    return secrets.randbelow(2**32) if request.seed is None else request.seed
+
+
+def _check_memory(resolved: Resolved, videos: int) -> None:
+    if resolved.num_frames is None:
+        return
+    need = videos * resolved.num_frames * resolved.height * resolved.width * 3
+    left = available_memory()
+    if left is not None and need > 0.8 * left:
+        raise ValueError(
+            f"num_frames={resolved.num_frames} needs {need / 2**30:.1f} GiB for its frames and "
+            f"{left / 2**30:.1f} GiB are free; use pipe.stream, or helios generate, which write "
+            "as they go"
+        )
