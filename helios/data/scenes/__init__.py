@@ -8,6 +8,7 @@ from .captions import (
     parse_caption,
     write,
 )
+from .renderer import render
 from .scene import (
     Scene,
     SceneObject,
@@ -36,6 +37,7 @@ __all__ = [
     "caption",
     "held_out",
     "parse_caption",
+    "render",
     "sample_scene",
     "sample_scenes",
     "scene_stream",

@@ -188,9 +188,11 @@ def _keys(phrases: dict[str, Iterable[str]]) -> dict[str, str]:
     }
 
 
-_FUNCTION_WORDS = set(
-    "a an and is in on at the of with under against floor around camera slowly "
-    "sky landscape gentle plain bare glow".split()
+_FUNCTION_WORDS = frozenset(
+    _tokens(
+        "a an and is in on at the of with under against floor around camera slowly "
+        "sky landscape gentle plain bare glow"
+    )
 )
 _COLOUR, _SHAPE = _reverse(COLOUR_WORDS), _reverse(SHAPE_WORDS)
 _SIZE, _MATERIAL = _reverse(SIZE_WORDS), _reverse(MATERIAL_WORDS)
@@ -254,7 +256,7 @@ def _read_objects(words: list[str]) -> tuple[ObjectDescription, ...]:
 
 
 def parse_caption(text: str) -> Description:
-    """Read the attributes off any sentence written in the vocabulary; unknown words are passed over.
+    """Read the attributes off any sentence written in the vocabulary; pass over unknown words.
 
     Adjectives belong to the noun that follows them, an object after "next to", "beside", "near",
     "by", "with" or "while" rests, and what is not said is None.

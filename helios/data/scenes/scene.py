@@ -113,11 +113,9 @@ def _sizes(count: int, motion: str, rng: random.Random) -> tuple[str, ...]:
     if count == 3:
         return (rng.choice(("small", "medium")), "small", rng.choice(("small", "medium")))
     main = rng.choice(SIZES)
-    if motion in TRAVELLING:
-        companion = {"small": ("small", "medium"), "medium": ("small", "medium")}.get(main)
-    else:
-        companion = {"small": SIZES, "medium": SIZES}.get(main)
-    return main, rng.choice(companion or ("small",))
+    if main == "large":
+        return main, "small"
+    return main, rng.choice(("small", "medium") if motion in TRAVELLING else SIZES)
 
 
 def _draw(rng: random.Random) -> Scene:
