@@ -19,7 +19,23 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: ``[L, d / 2]`` float32, the same for all heads and samples.
         sin: ``[L, d / 2]`` float32.
     """
+    # Eager CPU code runs strided halves one number at a time, complex products in vectors; the
+    # compiler fuses the former and cannot see into the latter.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _turn_complex(x, cos, sin)
+    return _turn_pairs(x, cos, sin)
+
+
+def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The formula as written."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     c, s = cos[:, None], sin[:, None]
     turned = torch.stack((even * c - odd * s, even * s + odd * c), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def _turn_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same as a product of complex numbers ``(even + i odd)(cos + i sin)``."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * torch.complex(cos, sin)[:, None]
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

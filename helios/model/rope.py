@@ -7,7 +7,9 @@ graph holds them as constants.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,15 @@ from helios.history.window import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS
 
 __all__ = ["rotary_tables"]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-@lru_cache(maxsize=32)
+
+def _constant_in_graphs(function: _Function) -> _Function:
+    return cast(_Function, torch.compiler.assume_constant_result(function))
+
+
+# While a graph is traced the tables are made for real and become constants of it.
+@_constant_in_graphs
 def rotary_tables(
     rope_dim: tuple[int, int, int],
     theta: float,
@@ -41,6 +50,17 @@ def rotary_tables(
     Returns:
         Two ``[L, head_dim / 2]`` float32 tensors.
     """
+    return _tables(rope_dim, theta, chunk, history, device)
+
+
+@lru_cache(maxsize=32)
+def _tables(
+    rope_dim: tuple[int, int, int],
+    theta: float,
+    chunk: tuple[int, int, int],
+    history: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
     # Tensors born in inference mode could never be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         first = CHUNK_POSITIONS[0]
