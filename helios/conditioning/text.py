@@ -160,7 +160,7 @@ def load_text_encoder(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the text encoder has rows "
             f"for {encoder.config.vocab_size}"
         )
-    return TextEncoder(encoder.eval(), tokenizer)
+    return TextEncoder(encoder, tokenizer).eval()
 
 
 def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
@@ -265,7 +265,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return getattr(transformers, name).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the parser raises bare Exception for a damaged file
-        raise CheckpointCorruptError(f"{folder} is not a readable tokenizer ({error})") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointCorruptError(f"{folder} is not a readable tokenizer ({reason})") from None
 
 
 def _empty_encoder(folder: Path) -> Any:
@@ -282,7 +283,8 @@ def _empty_encoder(folder: Path) -> Any:
         with torch.device("meta"):
             return UMT5EncoderModel(UMT5Config.from_dict(values))
     except Exception as error:  # any type may come of a wrong value, and all mean the same
-        raise CheckpointError(f"{folder / 'config.json'} is not usable ({error})") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / 'config.json'} is not usable ({reason})") from None
 
 
 def _place(
