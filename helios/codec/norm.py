@@ -22,6 +22,8 @@ __all__ = ["ChannelNorm", "norm_silu"]
 
 _TINY = 1e-12
 """Smallest norm divided by (the published constant)."""
+_CPU_ROWS = 4096
+"""Pixels handled at a time on a CPU, so that the float32 intermediates stay in its cache."""
 
 
 def _inverse_norm(rows: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def _inverse_norm(rows: Tensor) -> Tensor:
 def _norm(rows: Tensor, gamma: Tensor) -> Tensor:
     """``u`` of the module's formula over the last dimension, in at least float32."""
     inverse = _inverse_norm(rows)
-    return rows * inverse * (gamma.to(inverse.dtype) * rows.shape[-1] ** 0.5)
+    return rows.to(inverse.dtype) * inverse * (gamma.to(inverse.dtype) * rows.shape[-1] ** 0.5)
 
 
 def _plain(rows: Tensor, gamma: Tensor) -> Tensor:
@@ -48,6 +50,17 @@ def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
     return torch.compile(_plain, dynamic=True)
 
 
+def _write(rows: Tensor, gamma: Tensor, out: Tensor) -> None:
+    """Put ``_plain(rows, gamma)`` into ``out``, both ``[B, T, H, W, C]``."""
+    if rows.device.type != "cpu":
+        out.copy_(F.silu(_norm(rows, gamma), inplace=True))
+        return
+    for clip, target in zip(rows, out):
+        pixels, places = clip.reshape(-1, clip.shape[-1]), target.view(-1, clip.shape[-1])
+        for some, place in zip(pixels.split(_CPU_ROWS), places.split(_CPU_ROWS)):
+            place.copy_(F.silu(_norm(some, gamma), inplace=True))
+
+
 class _NormSiLU(torch.autograd.Function):
     """The module's formula on ``[B, T, H, W, C]``, after ``past`` frames of zeros."""
 
@@ -58,9 +71,7 @@ class _NormSiLU(torch.autograd.Function):
         batch, frames, *rest = rows.shape
         padded = rows.new_empty(batch, past + frames, *rest)
         padded[:, :past] = 0
-        hidden = rows * _inverse_norm(rows).to(rows.dtype)
-        hidden *= (gamma * rows.shape[-1] ** 0.5).to(rows.dtype)
-        torch.ops.aten.silu.out(hidden, out=padded[:, past:])
+        _write(rows, gamma, padded[:, past:])
         return padded
 
     @staticmethod
