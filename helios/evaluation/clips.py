@@ -27,8 +27,8 @@ __all__ = [
     "to_bytes",
 ]
 
-RENDER_BATCH = 32
-"""Clips per call of the renderer: always the same number, for it compiles once per shape."""
+RENDER_BATCH = 64
+"""Clips per call of the renderer, which keeps a GPU busy; 160 MB at 128x192."""
 
 
 def film(
@@ -43,23 +43,18 @@ def film(
 ) -> Tensor:
     """Renders of ``scenes``, uint8 ``[B, frames, H, W, 3]`` on ``device``, compiled on CUDA."""
     where = torch.device(device)
-    compiled = where.type == "cuda"
-    parts = []
-    for first in range(0, len(scenes), batch_size):
-        part = list(scenes[first : first + batch_size])
-        size = len(part)
-        if compiled:
-            part += part[-1:] * (batch_size - size)
-        clip = render(
-            part,
+    parts = [
+        render(
+            scenes[first : first + batch_size],
             start=start,
             frames=frames,
             height=height,
             width=width,
             device=where,
-            compile=compiled,
+            compile=where.type == "cuda",
         )
-        parts.append(clip[:size])
+        for first in range(0, len(scenes), batch_size)
+    ]
     return torch.cat(parts)
 
 

@@ -69,7 +69,7 @@ def contact_sheet(
     # About half the size per letter in the default font.
     lines = [textwrap.wrap(text, max(20, int(across / (TEXT_SIZE * 0.52)))) for text in captions]
     heights = [LINE * max(1, len(part)) + GAP + height + MARGIN for part in lines]
-    size = (across + 2 * MARGIN, LINE + MARGIN + sum(heights))
+    size = (across + 2 * MARGIN, LINE + MARGIN // 2 + sum(heights))
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     left = [MARGIN + column * (width + GAP) for column in range(len(chosen))]

@@ -322,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-clips", type=int, default=768, help="before the first step")
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--validation", type=int, default=1000, help="held-out scenes")
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -339,13 +341,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         capacity=options.clips,
         first_clips=min(options.first_clips, options.clips),
         render_batch=min(RENDER_BATCH, options.clips),
+        height=options.height,
+        width=options.width,
         seed=options.seed,
     )
     began = time.monotonic()
     judge, losses = train(config, device, codec)
     trained = time.monotonic() - began
     save_judge(judge, options.out)
-    tables = validate(judge, options.validation, device, codec)
+    tables = validate(
+        judge, options.validation, device, codec, height=options.height, width=options.width
+    )
     report = {
         "seconds": round(trained, 1),
         "steps": len(losses),
