@@ -9,16 +9,21 @@ from helios.conditioning.text import (
     tiny_umt5,
     word_tokenizer,
 )
+from helios.conditioning.visual import START_NOISE, fit, image_start, video_start
 
 __all__ = [
     "MAX_PROMPT",
+    "START_NOISE",
     "Blend",
     "PromptTrack",
     "TextEncoder",
     "check_prompt",
     "clean_prompt",
+    "fit",
+    "image_start",
     "load_text_encoder",
     "save_text_encoder",
     "tiny_umt5",
+    "video_start",
     "word_tokenizer",
 ]
