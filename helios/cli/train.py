@@ -1,0 +1,48 @@
+"""``helios train``: a preset, changed by ``--set``, trained in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    preset: Annotated[str, typer.Argument(help="tiny-codec or tiny-stage1.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|PATH", help="Go on from the newest checkpoint, or from one."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/PRESET if not given.")
+    ] = None,
+    codec: Annotated[
+        Path | None, typer.Option(help="Folder of the trained autoencoder (tiny-stage1).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the configuration as JSON and stop.")
+    ] = False,
+) -> None:
+    """Train a model; starts under torchrun unchanged."""
+    import json
+
+    from helios.presets import override, training_preset
+    from helios.training import to_json
+    from helios.training import train as run
+
+    changes = list(settings or [])
+    if codec is not None:
+        changes.append(f"stage.codec={codec}")
+    config = override(training_preset(preset), changes)
+    if show:
+        typer.echo(json.dumps(to_json(config), indent=2))
+        return
+    run(config, out or Path("runs") / preset, resume=resume, device=device)

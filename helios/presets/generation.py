@@ -1,0 +1,45 @@
+"""What a checkpoint makes by default, by name."""
+
+from __future__ import annotations
+
+from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, ShiftLaw
+from helios.pipeline import GenerationConfig
+
+__all__ = ["base", "distilled", "mid", "published_schedule", "tiny", "tiny_schedule"]
+
+
+def tiny() -> GenerationConfig:
+    """The bundled model: 192x128 pixels, 25 flat steps, guidance 3 (tiny.md, section 6)."""
+    return GenerationConfig(
+        height=128, width=192, plan=Flat(steps=25, solver="euler"), guidance=CFG(3.0)
+    )
+
+
+def base() -> GenerationConfig:
+    """Helios-Base: 50 flat steps, guidance 5."""
+    return GenerationConfig(plan=Flat(steps=50), guidance=CFG(5.0))
+
+
+def mid() -> GenerationConfig:
+    """Helios-Mid: 20 steps on each of three scales, guidance 5 with optimised scale."""
+    return GenerationConfig(plan=Pyramid(steps=(20, 20, 20), zero_init=2), guidance=CFGZero(5.0))
+
+
+def distilled() -> GenerationConfig:
+    """Helios-Distilled: 2 steps on each of three scales, guidance built in."""
+    return GenerationConfig(
+        plan=Pyramid(steps=(2, 2, 2), solver="renoise", amplify=True),
+        guidance=None,
+        distilled=True,
+    )
+
+
+def tiny_schedule() -> ScheduleConfig:
+    """The bundled model's noise levels: one scale, shift 2."""
+    return ScheduleConfig(stages=1, shift=2.0, dynamic=None)
+
+
+def published_schedule(*, distilled: bool = False) -> ScheduleConfig:
+    """Noise levels of the published checkpoints: shifted by tokens, one scale late."""
+    kind = "linear" if distilled else "exponential"
+    return ScheduleConfig(dynamic=ShiftLaw(kind=kind), lag=True)  # type: ignore[arg-type]

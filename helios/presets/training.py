@@ -1,0 +1,72 @@
+"""Training runs by name: complete, frozen, and changed only by ``--set``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from helios.data import RingConfig
+from helios.presets import generation, models
+from helios.training import (
+    CodecStageConfig,
+    OptimizerConfig,
+    RunConfig,
+    Stage1Config,
+    TrainingConfig,
+)
+
+__all__ = ["TRAINING_PRESETS", "tiny_codec", "tiny_stage1", "training_preset"]
+
+
+def tiny_codec() -> RunConfig:
+    """The tiny autoencoder from scratch: about 15 minutes on one H200 (tiny.md, section 3)."""
+    return RunConfig(
+        stage=CodecStageConfig(
+            autoencoder=models.tiny_autoencoder(),
+            data=RingConfig(first_groups=32, groups=64, refresh_every=8),
+        ),
+        trainer=TrainingConfig(
+            steps=18_000,
+            optimizer=OptimizerConfig(lr=1.2e-3, warmup_steps=100, final_share=0.0),
+            ema_decay=0.999,
+            checkpoint_every=2000,
+        ),
+    )
+
+
+def tiny_stage1() -> RunConfig:
+    """The tiny transformer and its text encoder: about 15 minutes on one H200 (tiny.md, 4)."""
+    return RunConfig(
+        stage=Stage1Config(
+            transformer=models.tiny_transformer(),
+            text=models.tiny_text(),
+            data=RingConfig(first_groups=64, groups=256, refresh_every=32),
+            generation=generation.tiny(),
+            schedule=generation.tiny_schedule(),
+        ),
+        trainer=TrainingConfig(
+            steps=12_000,
+            optimizer=OptimizerConfig(lr=8e-4, warmup_steps=150, final_share=0.02),
+            ema_decay=0.999,
+            checkpoint_every=2000,
+        ),
+    )
+
+
+TRAINING_PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "tiny-codec": tiny_codec,
+    "tiny-stage1": tiny_stage1,
+}
+
+
+def training_preset(name: str) -> RunConfig:
+    """The preset that users call ``name``.
+
+    Raises:
+        ValueError: for an unknown name, with what there is.
+    """
+    if name not in TRAINING_PRESETS:
+        close = difflib.get_close_matches(name, TRAINING_PRESETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown preset {name!r}: known are {', '.join(TRAINING_PRESETS)}{hint}")
+    return TRAINING_PRESETS[name]()

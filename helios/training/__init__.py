@@ -1,0 +1,28 @@
+"""Stages of learning and the one trainer that runs them."""
+
+from helios.training.codec_stage import CodecStage, CodecStageConfig
+from helios.training.config import RunConfig, TrainingConfig, to_json
+from helios.training.optim import OptimizerConfig, learning_rate
+from helios.training.run import train
+from helios.training.stage import Stage, StageConfig
+from helios.training.stage1 import NoiseLaw, Stage1, Stage1Config, TextSize, find_codec
+from helios.training.trainer import Trainer
+
+__all__ = [
+    "CodecStage",
+    "CodecStageConfig",
+    "NoiseLaw",
+    "OptimizerConfig",
+    "RunConfig",
+    "Stage",
+    "Stage1",
+    "Stage1Config",
+    "StageConfig",
+    "TextSize",
+    "Trainer",
+    "TrainingConfig",
+    "find_codec",
+    "learning_rate",
+    "to_json",
+    "train",
+]

@@ -1,0 +1,58 @@
+"""A stage: which modules learn, and what one step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from helios.distributed import World
+
+__all__ = ["Stage", "StageConfig"]
+
+
+class Stage(Protocol):
+    """What the trainer asks of a stage. The stage owns its objective, its data and its noise."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The parameters that learn, float32, on the device."""
+        ...
+
+    def prepare(self) -> None:
+        """Get the data ready, from the start or from where `load_state_dict` says."""
+        ...
+
+    def batch(self, progress: float) -> Any:
+        """The next data; ``len`` of it counts samples. ``progress`` is the share of the run."""
+        ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a batch and named scalars to log, all on the device."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Position in the data and random states of this rank."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a position; called before `prepare`."""
+        ...
+
+    def sample(self, averaged: nn.Module, folder: Path) -> None:
+        """Write samples that ``averaged``, a copy of the model, makes."""
+        ...
+
+    def save(self, averaged: nn.Module, folder: Path) -> dict[str, float]:
+        """Write the result in the published layout; returns what was measured on the way."""
+        ...
+
+
+class StageConfig(Protocol):
+    """The configuration of a stage knows how to build it."""
+
+    def build(self, world: World, *, seed: int, compiled: bool) -> Stage:
+        """The stage on this rank's device, its parameters fresh from ``seed``."""
+        ...

@@ -1,0 +1,334 @@
+"""The loop: batch, loss, clip, optimizer, average, log, sample, checkpoint.
+
+One trainer for every stage. What learns and what a step computes belong to the stage; everything
+that is delicate to write twice (accumulation, agreement of ranks, exact resume, refusing values
+that are not finite) is here.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helios.distributed import World
+from helios.errors import CheckpointError, DivergedError, ResumableError
+from helios.storage import write_json
+from helios.training import checkpoint
+from helios.training.config import FREE_TO_CHANGE, RunConfig, differences, to_json
+from helios.training.optim import Ema, adamw, learning_rate
+from helios.training.stage import Stage
+from helios.training.tracking import Averages, Tracker
+
+__all__ = ["Trainer"]
+
+WARM_STEPS = 3
+"""Steps that compile and tune; a schedule by the clock starts counting after them."""
+SAVE_ATTEMPTS = 3
+"""Checkpoints in a row that may fail to be written before the run gives up."""
+
+
+class Objective(nn.Module):
+    """The loss of a stage as a module, so that data parallelism can follow its gradients."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.model = stage.model
+        self._loss = stage.loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss and scalars of ``batch``."""
+        return self._loss(batch)
+
+
+class Trainer:
+    """Trains a stage in the folder ``out``.
+
+    Args:
+        stage: what learns, built on the device of ``world``.
+        config: the whole configuration; written beside the results and into every checkpoint.
+        world: this rank among its peers.
+        out: folder for checkpoints, log, samples and the resulting model.
+    """
+
+    def __init__(self, stage: Stage, config: RunConfig, world: World, out: Path) -> None:
+        self.stage = stage
+        self.config = config.trainer
+        self.world = world
+        self.out = out
+        self.step = 0
+        self._description = to_json(config)
+        self._objective: nn.Module = Objective(stage)
+        if world.size > 1:
+            self._objective = nn.parallel.DistributedDataParallel(
+                self._objective, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self._parameters = [p for p in stage.model.parameters() if p.requires_grad]
+        self._optimizer = adamw(stage.model, self.config.optimizer)
+        self._ema = Ema(stage.model, self.config.ema_decay)
+        # The step whose loss or gradient was the first not to be finite, plus one; 0 if none. It
+        # stays on the device: the optimizer reads it there, the host only now and then.
+        self._broken = torch.zeros((), device=world.device)
+        self._averages = Averages()
+        self._elapsed = 0.0
+        self._clock_start: float | None = None
+        self._samples = 0
+        self._stop = 0.0
+        self._failed_saves = 0
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The averaged parameters."""
+        return self._ema.weights
+
+    def resume(self, path: Path) -> None:
+        """Go back to the moment of a checkpoint.
+
+        Raises:
+            CheckpointError: if it does not fit this model or number of ranks.
+            ValueError: if it belongs to a run with other settings.
+        """
+        snapshot = checkpoint.load(path, self.world)
+        changed = differences(snapshot.info["config"], self._description)
+        refused = [name for name in changed if name not in FREE_TO_CHANGE]
+        if refused:
+            raise ValueError(
+                f"{path} belongs to a run with other settings: {', '.join(refused)}; "
+                "give the same settings, or another --out"
+            )
+        try:
+            self._restore(snapshot.shared)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit this model ({error})") from None
+        own = snapshot.own
+        stage = {k.removeprefix("stage."): v for k, v in own.items() if k.startswith("stage.")}
+        self.stage.load_state_dict(stage)
+        self.step = snapshot.step
+        self._elapsed = snapshot.info["elapsed"]
+        self._clock_start = snapshot.info["clock_start"]
+        states = {k.removeprefix("random."): v for k, v in own.items() if k.startswith("random.")}
+        checkpoint.set_random_state(states, self.world.device)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end and write ``out/model``; returns what the stage measured.
+
+        Raises:
+            DivergedError: if a loss or gradient is not finite; nothing was updated with it.
+            ResumableError: after SIGTERM or SIGUSR1, once a checkpoint is written.
+        """
+        begin = time.monotonic() - self._elapsed
+        with (
+            Tracker(self.out, active=self.world.is_main, resumed_at=self.step) as tracker,
+            self._signals(),
+        ):
+            if self.world.is_main:
+                write_json(self.out / "config.json", self._description)
+            self._introduce(tracker)
+            self.stage.prepare()
+            tracker.say(f"data ready after {time.monotonic() - begin:.1f} s")
+            self._mark = (self.step, time.monotonic())
+            while (progress := self._progress(begin)) < 1.0:
+                self._one_step(progress)
+                self.step += 1
+                if self._is_time(self.config.log_every) or self.world.device.type == "cpu":
+                    self._check_finite()
+                if self._is_time(self.config.log_every) or self.step == 1:
+                    self._log(tracker, progress)
+                if self._is_time(self.config.sample_every):
+                    self._sample(f"step-{self.step:08d}")
+                if self._stop or self._is_time(self.config.checkpoint_every):
+                    self._save(tracker)
+                if self._stop:
+                    raise ResumableError(
+                        f"stopped after step {self.step}; go on with --resume auto"
+                    )
+            self._check_finite()
+            if self.config.final_checkpoint:
+                self._save(tracker)
+            return self._finish(tracker)
+
+    def _introduce(self, tracker: Tracker) -> None:
+        millions = sum(p.numel() for p in self._parameters) / 1e6
+        length = f"{self.config.steps} steps"
+        if self.config.max_seconds is not None:
+            length = f"{self.config.max_seconds:g} s"
+        tracker.say(
+            f"{millions:.2f} M parameters, {length}, {self.world.size} x {self.world.device.type}, "
+            f"{self.config.precision}, from step {self.step}"
+        )
+
+    def _progress(self, begin: float) -> float:
+        """Share of the run that is over, the same on every rank; also notes a wish to stop."""
+        limit = self.config.max_seconds
+        self._elapsed = time.monotonic() - begin
+        if self._clock_start is None and self.step >= WARM_STEPS:
+            self._clock_start = self._elapsed
+        if limit is None:
+            share = self.step / self.config.steps
+        elif self._elapsed >= limit:
+            share = 1.0
+        else:
+            start = self._elapsed if self._clock_start is None else self._clock_start
+            share = (self._elapsed - start) / max(limit - start, 1e-9)
+        share, self._stop = self.world.agree(share, self._stop)
+        return share
+
+    def _is_time(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _one_step(self, progress: float) -> None:
+        loss = self._gradients(progress)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.optimizer.clip)
+        broken = self._note_broken(loss, norm)
+        rate = learning_rate(self.config.optimizer, self.step, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        # With this set the fused optimizer leaves everything as it is where the flag is 1, on the
+        # device and without the host.
+        self._optimizer.found_inf = broken  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._ema.update(self.step, 1.0 - broken)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._averages.add({"loss": loss, "grad_norm": norm})
+        self._rate = rate
+
+    def _gradients(self, progress: float) -> Tensor:
+        """Gradients of one optimizer step, over its batches and over all ranks; the mean loss."""
+        device, count = self.world.device, self.config.accumulate
+        total = torch.zeros((), device=device)
+        for index in range(count):
+            batch = self.stage.batch(progress)
+            self._samples += len(batch)
+            last = index + 1 == count
+            quiet = nullcontext() if last or self.world.size == 1 else self._objective.no_sync()  # type: ignore[operator]
+            with quiet:
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    loss, scalars = self._objective(batch)
+                (loss / count).backward()
+            total += loss.detach() / count
+            self._averages.add(scalars)
+        return total
+
+    def _note_broken(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """1 if this or an earlier step was not finite on any rank, else 0; on the device."""
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        now = self.world.maximum((~finite).float())
+        self._broken = torch.where(self._broken > 0, self._broken, now * (self.step + 1))
+        return (self._broken > 0).float()
+
+    def _check_finite(self) -> None:
+        """Stop if a step was not finite; since then nothing has been updated."""
+        broken = int(self._broken.item())
+        if broken:
+            raise DivergedError(
+                f"the loss or its gradient is not finite at step {broken}; parameters are those "
+                "before it; lower trainer.optimizer.lr or resume from the last checkpoint"
+            )
+
+    def _log(self, tracker: Tracker, progress: float) -> None:
+        values = self._averages.read()
+        step, since = self._mark
+        now = time.monotonic()
+        rate = self._samples * self.world.size / max(now - since, 1e-9)
+        values |= {"progress": progress, "lr": self._rate, "samples_per_second": rate}
+        values["seconds"] = self._elapsed
+        values["step_ms"] = 1e3 * (now - since) / max(self.step - step, 1)
+        if self.world.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+        self._mark, self._samples = (self.step, now), 0
+        tracker.record(self.step, values)
+
+    def _sample(self, name: str) -> None:
+        if self.world.is_main:
+            self.stage.sample(self._ema.averaged(self.stage.model), self.out / "samples" / name)
+        self.world.barrier()
+
+    def _save(self, tracker: Tracker) -> None:
+        """A checkpoint; a full disk is survived, but not three times in a row."""
+        self._check_finite()
+        info = {
+            "config": self._description,
+            "elapsed": self._elapsed,
+            "clock_start": self._clock_start,
+        }
+        own = {f"stage.{name}": value for name, value in self.stage.state_dict().items()}
+        states = checkpoint.random_state(self.world.device)
+        own |= {f"random.{name}": value for name, value in states.items()}
+        snapshot = checkpoint.Snapshot(step=self.step, shared=self._shared(), own=own, info=info)
+        try:
+            checkpoint.save(
+                self.out / "checkpoints", snapshot, self.world, self.config.keep_checkpoints
+            )
+        except OSError as error:
+            self._failed_saves += 1
+            if self._failed_saves >= SAVE_ATTEMPTS or self._stop:
+                raise
+            tracker.say(f"checkpoint at step {self.step} could not be written ({error})")
+        else:
+            self._failed_saves = 0
+
+    def _finish(self, tracker: Tracker) -> dict[str, float]:
+        report: dict[str, float] = {}
+        if self.world.is_main:
+            averaged = self._ema.averaged(self.stage.model)
+            report = self.stage.save(averaged, self.out / "model")
+            self.stage.sample(averaged, self.out / "samples" / "final")
+            if report:
+                tracker.record(self.step, report)
+                write_json(self.out / "report.json", report)
+            tracker.say(f"{self.step} steps in {self._elapsed:.0f} s; model in {self.out}/model")
+        self.world.barrier()
+        return report
+
+    def _shared(self) -> dict[str, Tensor]:
+        """Everything that is the same on all ranks, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.stage.model.named_parameters():
+            tensors[f"model.{name}"] = parameter
+            tensors[f"ema.{name}"] = self._ema.weights[name]
+            for part, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{part}.{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.stage.model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            self._ema.weights[name].copy_(tensors[f"ema.{name}"])
+            if f"optimizer.step.{name}" in tensors:
+                moments = {"step": tensors[f"optimizer.step.{name}"].to(self.world.device)}
+                for part in ("exp_avg", "exp_avg_sq"):
+                    # In the memory layout of the parameter, which the fused optimizer relies on.
+                    moment = torch.empty_like(parameter)
+                    moments[part] = moment.copy_(tensors[f"optimizer.{part}.{name}"])
+                self._optimizer.state[parameter] = moments
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1 mean: finish the step, write a checkpoint, stop."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise SystemExit(128 + number)
+            self._stop = 1.0
+
+        wanted = (signal.SIGTERM, signal.SIGUSR1)
+        try:
+            before = {number: signal.signal(number, ask) for number in wanted}
+        except ValueError:  # not the main thread: signals are someone else's business
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

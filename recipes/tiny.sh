@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The bundled model from nothing: autoencoder, transformer with text encoder, then the package's
+# assets. About half an hour on one H200. Called from the repository's root:
+#
+#   recipes/tiny.sh [OUT]                       # steps as in the presets
+#   CODEC_SECONDS=900 STAGE1_SECONDS=900 recipes/tiny.sh [OUT]   # by the clock instead
+#
+# OUT keeps logs, checkpoints, samples and the model of each run. A run that was interrupted goes on
+# when the script is called again.
+set -euo pipefail
+
+out="${1:-runs/tiny}"
+python="${PYTHON:-.venv/bin/python}"
+assets="${ASSETS:-helios/assets/tiny}"
+
+length() { if [ -n "${1:-}" ]; then echo "--set trainer.max_seconds=$1"; fi; }
+
+# shellcheck disable=SC2046
+"$python" -m helios train tiny-codec --out "$out/codec" --resume auto $(length "${CODEC_SECONDS:-}")
+# shellcheck disable=SC2046
+"$python" -m helios train tiny-stage1 --codec "$out/codec" --out "$out/stage1" --resume auto \
+  $(length "${STAGE1_SECONDS:-}")
+
+echo "==> $assets"
+mkdir -p "$assets"
+find "$assets" -mindepth 1 -delete
+cp -r "$out/stage1/model/." "$assets/"
+du -sb "$assets" | awk '{printf "%.2f MiB of at most 24\n", $1 / 1048576; exit $1 > 24 * 1048576}'
