@@ -8,6 +8,8 @@ from .captions import (
     parse_caption,
     write,
 )
+from .document import vocabulary_document
+from .motion import Poses, boxes, poses
 from .renderer import render
 from .scene import (
     Scene,
@@ -31,15 +33,19 @@ __all__ = [
     "VOCABULARY",
     "Description",
     "ObjectDescription",
+    "Poses",
     "Scene",
     "SceneObject",
     "Split",
+    "boxes",
     "caption",
     "held_out",
     "parse_caption",
+    "poses",
     "render",
     "sample_scene",
     "sample_scenes",
     "scene_stream",
+    "vocabulary_document",
     "write",
 ]

@@ -17,7 +17,7 @@ from .shapes import BOUND, support
 from .stage import ARC, FOCAL, PAN, PITCH, RADII, TARGET_HEIGHT, ZOOM, Stage, patterned, stage_of
 from .vocabulary import COLOURS, MATERIALS, SETTINGS, SHAPES
 
-__all__ = ["Poses", "poses", "project"]
+__all__ = ["Poses", "boxes", "poses"]
 
 TURN = 2 * math.pi
 GRIP = {"sphere": 1.0, "torus": 1.0}
@@ -100,7 +100,7 @@ def _course(scene: Scene, stage: Stage, frame: Tensor) -> _Course:
     match scene.motion:
         case "rolls":
             x = stage.reach * w.sin()
-            rotation = _rotation((0, 0, 1), -x / (radius * GRIP.get(main.shape, 0.95)))
+            rotation = _rotation((0, 0, 1), -x / (radius * GRIP.get(main.shape, 0.8)))
         case "bounces":
             lift = stage.lift * 4 * u * (1 - u)
         case "orbits":
@@ -207,16 +207,22 @@ def poses(scenes: Sequence[Scene], *, start: int, frames: int) -> Poses:
     )
 
 
-def project(pose: Poses, *, height: int = 128, width: int = 192) -> Tensor:
-    """Centres in pixels and radii of the objects' bounding balls in the picture: [B,O,T,3].
+def boxes(pose: Poses, *, height: int = 128, width: int = 192) -> Tensor:
+    """Boxes around the objects in the picture, in pixels: left, top, right, bottom [B,O,T,4].
 
-    The radius is a little generous (it is taken at the ball's nearest point).
+    Taken from how far each shape reaches along the camera's axes, with its nearer half as depth: a
+    few pixels generous. Boxes of absent objects mean nothing (see ``Poses.present``).
     """
-    bound = torch.tensor([BOUND[shape] for shape in SHAPES])
-    radius = pose.scale * bound[pose.shape][..., None]
     local = torch.einsum("btij,botj->boti", pose.view, pose.centre - pose.eye[:, None])
-    focal = FOCAL * height
-    depth = local[..., 2]
-    x = width / 2 + focal * local[..., 0] / depth
-    y = height / 2 - focal * local[..., 1] / depth
-    return torch.stack([x, y, focal * radius / (depth - 0.5 * radius)], -1)
+    axes = torch.einsum("btij,botjk->botik", pose.view, pose.rotation)
+    shape = pose.shape[..., None]
+    right, up = axes[..., 0, :], axes[..., 1, :]
+    reach = [
+        pose.scale * support(shape, (n[..., 0], n[..., 1], n[..., 2]))
+        for n in (-right, up, right, -up)
+    ]
+    x, y, depth = local.unbind(-1)
+    near = FOCAL * height / (depth - 0.25 * pose.scale)
+    mid_x, mid_y = width / 2 + FOCAL * height * x / depth, height / 2 - FOCAL * height * y / depth
+    left, top, far_right, bottom = (r * near for r in reach)
+    return torch.stack([mid_x - left, mid_y - top, mid_x + far_right, mid_y + bottom], -1)

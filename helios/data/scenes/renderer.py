@@ -182,7 +182,8 @@ def _surroundings(
     x, y = _pixels(canvas, eye.device)
     corner = (x[None, :] ** 2 + y[:, None] ** 2) / (x[-1] ** 2 + y[0] ** 2)
     frame = 1 - VIGNETTE * corner * corner
-    lit, dark = [], []
+    lit: list[Tensor] = []
+    dark: list[Tensor] = []
     for channel in range(3):
         lamp, sky = light.lamp[channel], light.sky[channel]
         shadow = sky / (sky + lamp * light.direction[1])
@@ -348,7 +349,8 @@ def _shadow_end(rows: Tensor, p: Vec, light: Tensor, shape: int | None) -> tuple
     light = light.clamp(0, 1)
     distance = tracing.march_step(p, p, torch.zeros_like(light), _which(rows, shape))
     touch = torch.exp(-3.0 * torch.relu(distance))
-    fade = (CONTACT_REACH - distance).clamp(0, 0.3) / 0.3
+    reach = rows[:, BALL, None] + CONTACT_REACH - torch.sqrt(dot(p, p))
+    fade = reach.clamp(0, 0.6) / 0.6
     return (light * light * (3 - 2 * light))[:, 0], (1 - 0.38 * touch * fade)[:, 0]
 
 

@@ -107,9 +107,11 @@ def held_out(colour: str, shape: str, motion: str, setting: str) -> bool:
 
 
 def _sizes(count: int, motion: str, rng: random.Random) -> tuple[str, ...]:
-    """Sizes that leave the moving object room: at most one of three is not small."""
+    """Sizes that leave the moving object room to move."""
     if count == 1:
         return (rng.choice(SIZES),)
+    if motion == "rolls":  # less room than this and it would rock rather than roll
+        return ("small",) * 3 if count == 3 else (rng.choice(("small", "medium")), "small")
     if count == 3:
         return (rng.choice(("small", "medium")), "small", rng.choice(("small", "medium")))
     main = rng.choice(SIZES)

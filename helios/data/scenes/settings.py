@@ -283,8 +283,8 @@ def _studio(view: View) -> tuple[Vec, Vec]:
     pool = torch.exp(-0.16 * (view.x * view.x + view.z * view.z))
     floor = _blend((0.34, 0.34, 0.37), (0.66, 0.65, 0.66), pool)
     d = view.direction
-    spot = torch.exp(-14.0 * d[0] * d[0] - 40.0 * (d[1] - 0.06) ** 2)
-    wall = _blend((0.20, 0.20, 0.24), (0.62, 0.62, 0.66), spot)
+    spot = torch.exp(-16.0 * d[0] * d[0]) * smoothstep(-0.01, 0.11, d[1])
+    wall = _blend((0.40, 0.40, 0.43), (0.74, 0.73, 0.76), spot)
     return floor, wall
 
 

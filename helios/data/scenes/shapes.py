@@ -17,6 +17,7 @@ __all__ = [
     "BOUND",
     "CONCAVE",
     "DISTANCES",
+    "HEIGHT",
     "ROUND",
     "WIDTH",
     "Distance",
@@ -58,6 +59,18 @@ WIDTH = {
     "star": 1.07,
 }
 """Largest half width when standing, at any angle about the vertical."""
+
+HEIGHT = {
+    "sphere": 2.0,
+    "cube": 2 * CUBE,
+    "cylinder": 2 * CYLINDER_HALF,
+    "cone": CONE_TOP + CONE_BASE,
+    "torus": 2.0,
+    "pyramid": PYRAMID_TOP + PYRAMID_BASE,
+    "capsule": 2 * (CAPSULE_HALF + CAPSULE_RADIUS),
+    "star": STAR_OUTER * (1 + math.cos(math.pi / 5)),
+}
+"""Height when standing."""
 
 ROUND = frozenset({"sphere", "cylinder", "cone", "capsule"})
 """Shapes that look the same at every angle about the vertical."""

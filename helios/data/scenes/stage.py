@@ -9,19 +9,19 @@ import math
 import random
 from dataclasses import dataclass
 
-from .scene import Scene
-from .shapes import BOUND, ROUND, WIDTH
+from .scene import TRAVELLING, Scene
+from .shapes import BOUND, HEIGHT, ROUND, WIDTH
 
 __all__ = ["FOCAL", "PERIODS", "PITCH", "RADII", "TARGET_HEIGHT", "Stage", "patterned", "stage_of"]
 
 FOCAL = 1.742  # focal length in picture heights: 32 degrees from top to bottom
 DISTANCE = 3.75
 PITCH = math.radians(8.5)
-TARGET_HEIGHT = 0.74
+TARGET_HEIGHT = 0.79
 ASPECT = 1.5
 RADII = {"small": 0.355, "medium": 0.48, "large": 0.62}
 GAP = 0.1
-MARGIN = 0.05
+MARGIN = 0.1
 PAN = 0.07
 ARC = 0.2
 ZOOM = 0.22
@@ -118,11 +118,19 @@ def stage_of(scene: Scene) -> Stage:
     (left, right), places = _zone(scene, half, rng)
     own = _half_width(scene, 0)
     room = max((right - left) / 2 - own, 0.02)
+    if motion not in TRAVELLING:  # room it does not need brings the others nearer
+        inward = 0.6 * max(room - 0.1, 0.0)
+        places = [(x - math.copysign(inward, x), z) for x, z in places]
+        left, right = (
+            left + inward * any(x < 0 for x, _ in places),
+            right - inward * any(x > 0 for x, _ in places),
+        )
+        room = max((right - left) / 2 - own, 0.02)
     radius = RADII[main.size]
     reach = min(room, {"orbits": 0.62, "swings": 0.8}.get(motion, 0.9))
-    spare = room - reach if motion in ("rolls", "orbits", "swings", "drifts") else min(room, 0.25)
-    top = TARGET_HEIGHT + 0.277 * distance - 0.08
-    standing = 2 * radius * (1.05 if main.shape == "star" else 1.0)
+    spare = room - reach if motion in TRAVELLING else min(room, 0.25)
+    top = TARGET_HEIGHT + 0.277 * distance - 0.11
+    standing = HEIGHT[main.shape] * radius
     centre = (left + right) / 2 + rng.uniform(-1, 1) * min(spare, 0.25)
     return Stage(
         places=((centre, -0.12 if motion == "orbits" else 0.05), *places),

@@ -121,10 +121,10 @@ def _two_tone(albedo: Vec, point: Vec, pattern: Tensor, which: Which) -> Vec:
     # Re (x + i side)^3 over the cubed radius: three wedges without an angle
     radius = torch.sqrt(x * x + side * side + 1e-4)
     wave = x * (x * x - 3.0 * side * side) / (radius * radius * radius)
-    share = pattern * smoothstep(-0.12, 0.12, wave)
+    share = pattern * smoothstep(0.15, 0.42, wave)
     bright = (albedo[0] + albedo[1] + albedo[2]) * (1 / 3)
     pale = smoothstep(0.75, 0.9, bright)  # white cannot be lightened: its wedges are light grey
-    target = tuple(c * 0.45 + 0.52 - 0.5 * pale for c in albedo)
+    target = tuple(c * 0.55 + 0.36 - 0.40 * pale for c in albedo)
     return mix(albedo, (target[0], target[1], target[2]), share)
 
 
@@ -143,9 +143,9 @@ def shade(point: Vec, n: Vec, view: Vec, lit: Tensor, look: Surface, which: Whic
     across = dot(n, view)
     mirror = normalise(add(view, n, -2.0 * across))
     towards = dot(mirror, look.lamp_direction)
-    glint = 0.9 * torch.exp(55.0 * (towards - 1.0)) * lit + 0.25 * smoothstep(0.80, 0.86, towards)
+    glint = 0.9 * torch.exp(55.0 * (towards - 1.0)) * lit + 0.06 * torch.exp(7.0 * (towards - 1.0))
     graze = clamp01(1.0 + across)
-    fresnel = 0.05 + 0.55 * graze * graze * graze * graze
+    fresnel = 0.06 + 0.55 * graze * graze * graze * graze
     horizon = smoothstep(-0.15, 0.25, dot(mirror, look.up))
 
     channels = []
