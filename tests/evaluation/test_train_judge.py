@@ -117,7 +117,7 @@ def test_loss_falls_on_a_world_that_anyone_can_read(monkeypatch: pytest.MonkeyPa
     judge, losses = train(QUICK, torch.device("cpu"))
     assert isinstance(judge, SceneJudge)
     assert not judge.training
-    assert len(losses) == 40
+    assert len(losses) == 50
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
