@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import queue
 import tempfile
@@ -92,7 +93,12 @@ def read_image(path: str | Path) -> Pixels:
             raise InputError(f"image {_shown(path)} is damaged or cut short") from error
 
 
-def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Pixels, float]:
+def read_video(
+    path: str | Path,
+    max_frames: int | None = None,
+    *,
+    cover: tuple[int, int] | None = None,
+) -> tuple[Pixels, float]:
     """The frames of the video in ``path`` as ``uint8 [T, H, W, 3]`` and its frames per second.
 
     MP4, MOV, WebM and MKV with H.264, HEVC, VP9 or AV1 are read. Frames come as stored: a variable
@@ -102,6 +108,9 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Pixels,
         path: the file.
         max_frames: stop after so many frames, whatever the length. Without it a video of more
             than 60 seconds or 1,452 frames is refused.
+        cover: ``(height, width)`` that is enough: larger frames are reduced while they are decoded
+            so that they just cover it, which keeps the memory of a 4K clip small. Smaller ones
+            stay as they are.
 
     Raises:
         InputError: in one line, for a file that is missing, unreadable, of another type, damaged,
@@ -115,7 +124,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Pixels,
     with _video(path, size) as container:
         stream = container.streams.video[0]
         rate = _check_video(path, container, stream, max_frames is None)
-        frames = _decode(path, container, stream, max_frames)
+        frames = _decode(path, container, stream, max_frames, cover)
     if not frames:
         raise InputError(f"video {_shown(path)} has no frame that can be decoded")
     return np.stack(frames), rate
@@ -258,7 +267,13 @@ def _check_frame_size(path: str | Path, width: int, height: int) -> None:
         )
 
 
-def _decode(path: str | Path, container: Any, stream: Any, max_frames: int | None) -> list[Pixels]:
+def _decode(
+    path: str | Path,
+    container: Any,
+    stream: Any,
+    max_frames: int | None,
+    cover: tuple[int, int] | None,
+) -> list[Pixels]:
     """All frames, counted as they are decoded: what the header says is not believed."""
     stream.thread_type = "AUTO"
     declared, whole = stream.frames, 0
@@ -267,8 +282,7 @@ def _decode(path: str | Path, container: Any, stream: Any, max_frames: int | Non
         whole += packet.size > 0 and not packet.is_corrupt
         for frame in packet.decode():
             _check_frame_size(path, frame.width, frame.height)
-            pixels = frame.to_ndarray(format="rgb24")
-            pixels = np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+            pixels = _upright_frame(frame, cover)
             if frames and pixels.shape != frames[0].shape:
                 raise InputError(
                     f"video {_shown(path)} changes its size on the way; one size is needed"
@@ -290,6 +304,21 @@ def _decode(path: str | Path, container: Any, stream: Any, max_frames: int | Non
     if declared and whole < declared:
         raise InputError(f"video {_shown(path)} is damaged or cut short")
     return frames
+
+
+def _upright_frame(frame: Any, cover: tuple[int, int] | None) -> Pixels:
+    """RGB of a decoded frame, turned as the file says and no larger than ``cover`` needs."""
+    turns, scale = round(frame.rotation / 90), 1.0
+    if cover is not None:
+        rows, columns = cover if turns % 2 == 0 else cover[::-1]
+        scale = min(1.0, max(rows / frame.height, columns / frame.width))
+    pixels: Pixels = frame.to_ndarray(
+        format="rgb24",
+        height=math.ceil(frame.height * scale),
+        width=math.ceil(frame.width * scale),
+        interpolation="AREA",
+    )
+    return np.rot90(pixels, turns) if turns else pixels
 
 
 # ------------------------------------------------------------------------------------- writing

@@ -367,6 +367,18 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
     assert (turned == np.rot90(upright, -1, (1, 2))).all()
 
 
+def test_cover_reduces_large_frames_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", film(3, 256, 384))
+    whole, _ = read_video(path)
+    for cover, shape in {(64, 96): (64, 96), (64, 64): (64, 96), (32, 96): (64, 96)}.items():
+        small, _ = read_video(path, cover=cover)
+        assert small.shape == (3, *shape, 3)
+        means = whole.reshape(3, 64, 4, 96, 4, 3).mean((2, 4))
+        assert np.abs(small - means).mean() < 2
+    for cover in ((256, 384), (257, 10), (4000, 4000)):
+        assert (read_video(path, cover=cover)[0] == whole).all()
+
+
 def bad_videos(folder: Path) -> dict[str, tuple[Path, str]]:
     good = write(folder / "good.mp4", film(60)).read_bytes()
 
