@@ -359,9 +359,9 @@ class VideoWriter:
     """Writes an H.264 MP4 while frames arrive.
 
     Frames are encoded by a thread of its own into ``NAME.partial.mp4``, which plays at any time up
-    to about a second before what is encoded. Leaving the ``with`` block completes the video and gives it its name
-    in one step; until then ``path`` is as it was. After an interruption (Ctrl-C) the partial file
-    stays, with every frame written so far; after any other exception it is removed.
+    to a second before what is encoded. Leaving the ``with`` block completes the video and gives it
+    its name in one step; until then ``path`` is as it was. After an interruption (Ctrl-C) the
+    partial file stays, with every frame written so far; after any other exception it is removed.
 
     Args:
         path: the finished file, ``NAME.mp4``.
