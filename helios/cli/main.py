@@ -13,6 +13,7 @@ from helios import __version__
 from helios.cli.doctor import doctor
 from helios.cli.errors import exit_code, explain
 from helios.cli.generate import generate
+from helios.cli.train import train
 
 __all__ = ["app", "main", "run"]
 
@@ -41,6 +42,7 @@ def root(
 
 
 app.command()(generate)
+app.command()(train)
 app.command()(doctor)
 
 
