@@ -37,9 +37,7 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The MP4 file to write.")
     ] = DEFAULT_OUTPUT,
-    model: Annotated[
-        str, typer.Option(help="tiny, or a folder in the published layout.")
-    ] = "tiny",
+    model: Annotated[str, typer.Option(help="tiny, or a folder in the published layout.")] = "tiny",
     image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
     video: Annotated[Path | None, typer.Option(help="Continue this video.")] = None,
     negative_prompt: Annotated[
@@ -180,7 +178,7 @@ class Run:
 
         pipeline = self._load()
         resolved = job.resolved
-        settings = pipeline.settings(job.request) | job.sources
+        settings = pipeline.settings(job.request) | dict(job.sources)
         progress = Progress(resolved.chunks or 0, resolved.fps, self.device)
         print(_headline(settings), file=sys.stderr, flush=True)
         writer = VideoWriter(

@@ -12,7 +12,9 @@ import typer
 from helios import __version__
 from helios.cli.doctor import doctor
 from helios.cli.errors import exit_code, explain
+from helios.cli.evaluate import evaluate
 from helios.cli.generate import generate
+from helios.cli.train import train
 from helios.cli.train import train
 
 __all__ = ["app", "main", "run"]
@@ -42,6 +44,8 @@ def root(
 
 
 app.command()(generate)
+app.command()(train)
+app.command()(evaluate)
 app.command()(train)
 app.command()(doctor)
 

@@ -21,7 +21,6 @@ from helios.pipeline.request import (
     Request,
     Resolved,
     Video,
-    check_prompt,
 )
 from helios.pipeline.start import read_start
 
@@ -35,7 +34,6 @@ __all__ = [
     "Resolved",
     "Video",
     "available_memory",
-    "check_prompt",
     "cpu_bfloat16",
     "find_model",
     "inspect_model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helios.conditioning import TextEncoder, fit, image_start, video_start
-from helios.diffusion import Denoiser, ScheduleConfig, guide, sample
+from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import History
@@ -67,7 +68,7 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the network is; seeds count there."""
-        return next(self.transformer.parameters()).device
+        return self.transformer.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,9 +123,7 @@ class Pipeline:
 
         return save(self, Path(folder), overwrite=overwrite)
 
-    def _settings(
-        self, request: Request, resolved: Resolved, seed: int | None
-    ) -> dict[str, Any]:
+    def _settings(self, request: Request, resolved: Resolved, seed: int | None) -> dict[str, Any]:
         from helios import __version__
 
         settings: dict[str, Any] = {"helios": __version__, "model": self.name}
@@ -160,6 +159,12 @@ class Pipeline:
 
     def _prepare(self, request: Request, resolved: Resolved) -> Tensor | None:
         """Check what depends on the parts, and read the start image or video."""
+        if (resolved.height, resolved.width) != (self.defaults.height, self.defaults.width):
+            warnings.warn(
+                f"this checkpoint was trained at {self.defaults.width}x{self.defaults.height}; "
+                f"{resolved.width}x{resolved.height} may look worse",
+                stacklevel=3,
+            )
         if self.text_encoder is None:
             self._check_embeds(request, resolved)
         for name in ("prompt_embeds", "negative_prompt_embeds"):
@@ -176,9 +181,9 @@ class Pipeline:
             )
         request = read_start(request)
         if request.image is not None:
-            return fit(request.image[None], resolved.height, resolved.width)
+            return fit(np.asarray(request.image)[None], resolved.height, resolved.width)
         if request.video is not None:
-            return fit(request.video, resolved.height, resolved.width)
+            return fit(np.asarray(request.video), resolved.height, resolved.width)
         return None
 
     def _check_embeds(self, request: Request, resolved: Resolved) -> None:
@@ -198,23 +203,18 @@ class Pipeline:
         generator = request.generator
         if generator is None:
             generator = torch.Generator(self.device).manual_seed(seed or 0)
+        texts = _Texts(self, request, resolved)
         history = self._start(request, resolved, generator, media)
         index = 0
-        encoded: tuple[str | None, Tensor | None] = (None, request.prompt_embeds)
-        negative = self._negative(request, resolved)
         while resolved.chunks is None or index < resolved.chunks:
             began = time.perf_counter()
-            if resolved.track is not None and resolved.track.at(index) != encoded[0]:
-                text = resolved.track.at(index)
-                encoded = (text, self._encode(text))
             latents = self._sample(
-                resolved, generator, history.window(), self._place(encoded[1]), negative
+                resolved.plan_of(index), resolved, generator, history.window(), texts, index
             )
             own = latents[0].float().cpu()
             if not bool(torch.isfinite(own).all()):
                 raise FloatingPointError(
-                    f"the model gave values that are not finite in chunk {index}; "
-                    "try dtype=float32"
+                    f"the model gave values that are not finite in chunk {index}; try dtype=float32"
                 )
             sampled = time.perf_counter()
             frames = self._decode(latents)[: resolved.frames_of(index)]
@@ -226,7 +226,7 @@ class Pipeline:
                 index=index,
                 frames=frames,
                 latents=own,
-                prompt=encoded[0],
+                prompt=None if resolved.track is None else resolved.track.at(index),
                 timings={
                     "sample": sampled - began,
                     "decode": ended - sampled,
@@ -271,19 +271,21 @@ class Pipeline:
     @torch.no_grad()
     def _sample(
         self,
+        plan: Plan,
         resolved: Resolved,
         generator: torch.Generator,
         window: HistoryWindow,
-        text: Tensor,
-        negative: Tensor | None,
+        texts: _Texts,
+        index: int,
     ) -> Tensor:
-        """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]`` float32."""
+        """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]``."""
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=self.device)
-        denoiser = self._denoiser(text, window)
-        if negative is not None and resolved.guidance is not None:
-            denoiser = guide(denoiser, self._denoiser(negative, window), resolved.guidance)
-        return sample(denoiser, resolved.plan, noise, resolved.schedule, generator)
+        denoiser = self._denoiser(texts.at(index), window)
+        if resolved.guidance is not None:
+            against = self._denoiser(texts.negative, window)
+            denoiser = guide(denoiser, against, resolved.guidance)
+        return sample(denoiser, plan, noise, resolved.schedule, generator)
 
     def _denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:
@@ -297,23 +299,52 @@ class Pipeline:
         frames = self.codec.decode_uint8(latents)
         return frames[0].cpu().numpy()
 
+
+class _Texts:
+    """The embeddings in force at each chunk, each text encoded once while it is needed."""
+
+    def __init__(self, pipeline: Pipeline, request: Request, resolved: Resolved) -> None:
+        self._pipeline = pipeline
+        self._track = resolved.track
+        self._transition = resolved.transition_chunks
+        self._given = request.prompt_embeds
+        self._known: dict[str, Tensor] = {}
+        self._negative: Tensor | None = None
+        if resolved.guidance is not None:
+            given = request.negative_prompt_embeds
+            self._negative = (
+                self._encode(resolved.negative_prompt) if given is None else self._place(given)
+            )
+
+    @property
+    def negative(self) -> Tensor:
+        """What guidance moves away from, ``[1, L, D]``."""
+        if self._negative is None:
+            raise ValueError("guidance is off")
+        return self._negative
+
+    def at(self, chunk: int) -> Tensor:
+        """What ``chunk`` shows, ``[1, L, D]``, between two prompts in a transition."""
+        if self._track is None:
+            if self._given is None:
+                raise InputError("give either a prompt or prompt_embeds")
+            return self._place(self._given)
+        blend = self._track.blend(chunk, self._transition)
+        self._known = {
+            text: self._known[text] if text in self._known else self._encode(text)
+            for text in (blend.old, blend.new)
+        }
+        return torch.lerp(self._known[blend.old], self._known[blend.new], blend.weight)
+
     @torch.no_grad()
     def _encode(self, text: str) -> Tensor:
-        if self.text_encoder is None:
+        if self._pipeline.text_encoder is None:
             raise ValueError("this checkpoint has no text encoder")
-        return self.text_encoder.encode([text])
+        return self._place(self._pipeline.text_encoder.encode([text]))
 
-    def _negative(self, request: Request, resolved: Resolved) -> Tensor | None:
-        if resolved.guidance is None:
-            return None
-        if request.negative_prompt_embeds is not None:
-            return self._place(request.negative_prompt_embeds)
-        return self._place(self._encode(resolved.negative_prompt))
-
-    def _place(self, embeds: Tensor | None) -> Tensor:
-        if embeds is None:
-            raise InputError("give either a prompt or prompt_embeds")
-        return embeds.reshape(1, *embeds.shape[-2:]).to(self.device, self.dtype)
+    def _place(self, embeds: Tensor) -> Tensor:
+        shape = (1, *embeds.shape[-2:])
+        return embeds.reshape(shape).to(self._pipeline.device, self._pipeline.dtype)
 
 
 def _seed(request: Request) -> int | None:

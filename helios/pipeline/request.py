@@ -7,8 +7,6 @@ on the checkpoint (sizes, samplers) is refused by ``GenerationConfig.resolve`` b
 from __future__ import annotations
 
 import math
-import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helios.conditioning import PromptTrack
-from helios.diffusion import CFG, CFGZero, Flat, Plan, Pyramid, ScheduleConfig
+from helios.conditioning import START_NOISE, PromptTrack, check_prompt
+from helios.diffusion import CFG, CFGZero, Flat, Guidance, Plan, Pyramid, ScheduleConfig
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, FPS, check_size, chunk_count
 
@@ -28,46 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FRAMES",
-    "MAX_PROMPT",
     "Chunk",
     "GenerationConfig",
     "Request",
     "Resolved",
     "Video",
-    "check_prompt",
 ]
 
 Prompt: TypeAlias = str | Sequence[tuple[int, str]]
-Guidance: TypeAlias = CFG | CFGZero
 Media: TypeAlias = "str | Path | NDArray[np.uint8] | Any"
 Noise: TypeAlias = tuple[float, float]
 
-MAX_PROMPT = 4096
-"""Longest prompt in code points; the text encoder reads far less."""
 MAX_FRAMES = 10_000_000
 """Longest video of known length (over four days at 24 frames a second)."""
-DEFAULT_NOISE: Noise = (0.111, 0.135)
-"""Noise of a start image or video as published: the range its level is drawn from."""
-
-
-def check_prompt(text: str, what: str = "prompt") -> str:
-    """``text`` in Unicode normal form C without outer white space.
-
-    Raises:
-        InputError: if it is empty, too long or holds characters that no one can type.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{what} must be text, got {type(text).__name__}")
-    clean = unicodedata.normalize("NFC", text).strip()
-    if not clean:
-        raise InputError(f"the {what} is empty: say what the video shows")
-    if len(clean) > MAX_PROMPT:
-        raise InputError(f"the {what} has {len(clean)} characters, at most {MAX_PROMPT} are read")
-    for character in clean:
-        category = unicodedata.category(character)
-        if category == "Cs" or (category == "Cc" and character not in "\t\n\r"):
-            raise InputError(f"the {what} holds the control character {ascii(character)}")
-    return clean
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
@@ -98,7 +69,8 @@ class Request:
         prompt: what the video shows, or a list of ``(start_chunk, text)``, the first at chunk 0.
         negative_prompt: what guidance moves away from; the empty text if not given.
         image: start image (path or ``uint8 [H, W, 3]``); it is not part of the video.
-        video: video to continue (path or ``uint8 [T, H, W, 3]``, at least 33 frames).
+        video: video to continue (path or ``uint8 [T, H, W, 3]``); it is not part of the
+            new one.
         height, width: pixels; multiples of 16, with three scales of 64.
         num_frames: frames to make, exactly; not given: endless in ``stream``, the checkpoint's
             own length in ``pipe(...)``.
@@ -116,8 +88,9 @@ class Request:
         amplify_first_chunk: twice the steps for chunk 0 (few-step checkpoints).
         shift: ``"published"`` or ``"consistent"`` time shift; the checkpoint's if not given.
         prompt_embeds, negative_prompt_embeds: encoded texts ``[L, D]`` instead of texts.
+        transition_chunks: chunks in which one prompt passes into the next; 0 is a cut.
         callback: called with each chunk.
-        transition_chunks, anti_drift, compat: only their neutral values are accepted.
+        anti_drift, compat: only their neutral values are accepted.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed; ``InputError`` for texts.
@@ -154,11 +127,6 @@ class Request:
         self._check_text()
         self._check_numbers()
         self._check_pairs()
-        if self.transition_chunks != 0:
-            raise ValueError(
-                f"transition_chunks={self.transition_chunks!r} is not supported: "
-                "prompts change at once (0)"
-            )
         if self.anti_drift is not False:
             raise ValueError(f"anti_drift={self.anti_drift!r} is not supported: leave it False")
         if self.compat is not None:
@@ -170,18 +138,17 @@ class Request:
         if (self.prompt is None) == (self.prompt_embeds is None):
             raise InputError("give either a prompt or prompt_embeds")
         if self.prompt is not None:
-            track = PromptTrack.parse(self.prompt)
-            for _, text in track.changes:
-                check_prompt(text)
+            PromptTrack.parse(self.prompt)
         if self.negative_prompt is not None:
             if self.negative_prompt_embeds is not None:
                 raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
-            if self.negative_prompt.strip():
-                check_prompt(self.negative_prompt, "negative prompt")
+            check_prompt(self.negative_prompt, name="negative prompt", empty=True)
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             value = getattr(self, name)
             if value is not None and not (
-                isinstance(value, Tensor) and value.ndim in (2, 3) and value.shape[:-2] in ((), (1,))
+                isinstance(value, Tensor)
+                and value.ndim in (2, 3)
+                and value.shape[:-2] in ((), (1,))
             ):
                 raise ValueError(f"{name} must be a tensor [L, D] or [1, L, D]")
 
@@ -193,6 +160,7 @@ class Request:
             ("fps", 1, 240),
             ("seed", 0, 2**63 - 1),
             ("num_videos", 1, 10_000),
+            ("transition_chunks", 0, 1000),
         ):
             value = getattr(self, name)
             if value is None:
@@ -264,6 +232,7 @@ class Resolved:
     fps: int
     plan: Plan
     guidance: Guidance | None
+    transition_chunks: int
     schedule: ScheduleConfig
     image_noise: Noise
     video_noise: Noise
@@ -273,6 +242,12 @@ class Resolved:
     def chunks(self) -> int | None:
         """Chunks to make; none if endless."""
         return None if self.num_frames is None else chunk_count(self.num_frames)
+
+    def plan_of(self, chunk: int) -> Plan:
+        """The sampler of ``chunk``: only the first one may be amplified."""
+        if chunk > 0 and isinstance(self.plan, Pyramid) and self.plan.amplify:
+            return replace(self.plan, amplify=False)
+        return self.plan
 
     def frames_of(self, chunk: int) -> int:
         """Frames of ``chunk`` that belong to the video: 33, fewer in the last one."""
@@ -295,6 +270,7 @@ class Resolved:
             "solver": self.plan.solver,
             "guidance_scale": 1.0 if self.guidance is None else self.guidance.scale,
             "amplify_first_chunk": isinstance(self.plan, Pyramid) and self.plan.amplify,
+            "transition_chunks": self.transition_chunks,
             "shift": "published" if self.schedule.lag else "consistent",
             "image_noise": list(self.image_noise),
             "video_noise": list(self.video_noise),
@@ -353,15 +329,13 @@ class GenerationConfig:
         height = self.height if request.height is None else request.height
         width = self.width if request.width is None else request.width
         plan = self._plan(request)
+        guidance = self._guidance(request)
+        if isinstance(plan, Pyramid) and not isinstance(guidance, CFGZero):
+            # Skipped first steps are part of CFG-Zero* (specification, section 6.7).
+            plan = replace(plan, zero_init=0)
         check_size(height, width, len(plan.steps) if isinstance(plan, Pyramid) else 1)
-        if (height, width) != (self.height, self.width):
-            warnings.warn(
-                f"this checkpoint was trained at {self.width}x{self.height}; "
-                f"{width}x{height} may look worse",
-                stacklevel=3,
-            )
         fps = request.fps or self.fps
-        noise = (DEFAULT_NOISE[0], DEFAULT_NOISE[1])
+        noise = START_NOISE
         if request.motion is not None:
             noise = (noise[0] * 2 * request.motion, noise[1] * 2 * request.motion)
         return Resolved(
@@ -374,7 +348,8 @@ class GenerationConfig:
             num_frames=self._length(request, fps, endless),
             fps=fps,
             plan=plan,
-            guidance=self._guidance(request),
+            guidance=guidance,
+            transition_chunks=request.transition_chunks,
             schedule=(
                 schedule
                 if request.shift is None
@@ -401,14 +376,14 @@ class GenerationConfig:
     def _plan(self, request: Request) -> Plan:
         steps = request.steps
         if isinstance(self.plan, Pyramid):
-            plan: Plan = self.plan
+            plan = self.plan
             if steps is not None:
                 if isinstance(steps, int) or len(steps) != self.scales:
                     raise ValueError(
                         f"steps={steps!r} does not fit: this checkpoint samples {self.scales} "
                         f"scales, so give {self.scales} numbers such as {self.plan.steps}"
                     )
-                plan = replace(self.plan, steps=tuple(steps))
+                plan = replace(plan, steps=tuple(steps))
             if request.amplify_first_chunk is not None:
                 plan = replace(plan, amplify=request.amplify_first_chunk)
             return plan

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helios.errors import InputError
-from helios.geometry import CHUNK_FRAMES
 from helios.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def read_start(request: Request) -> Request:
     """``request`` with its image as ``uint8 [H, W, 3]``, its video as ``uint8 [T, H, W, 3]``.
 
     Raises:
-        InputError: for anything that cannot be read, and for a video shorter than a chunk.
+        InputError: for anything that cannot be read.
     """
     if request.image is not None:
         return replace(request, image=_image(request.image))
@@ -48,7 +47,7 @@ def _image(value: Any) -> NDArray[np.uint8]:
 
 
 def _video(value: Any) -> NDArray[np.uint8]:
-    """``uint8 [T, H, W, 3]`` of a path or an array, at least one chunk long."""
+    """``uint8 [T, H, W, 3]`` of a path or an array."""
     if isinstance(value, str | Path):
         from helios.media import read_video
 
@@ -58,9 +57,5 @@ def _video(value: Any) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise InputError(
             f"video must be a path or uint8 [T, H, W, 3], got {array.dtype} {list(array.shape)}"
-        )
-    if len(array) < CHUNK_FRAMES:
-        raise InputError(
-            f"the video has {len(array)} frames; at least {CHUNK_FRAMES} are needed to continue it"
         )
     return array
