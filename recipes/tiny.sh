@@ -10,15 +10,15 @@
 set -euo pipefail
 
 out="${1:-runs/tiny}"
-python="${PYTHON:-.venv/bin/python}"
+helios="${HELIOS:-.venv/bin/helios}"
 assets="${ASSETS:-helios/assets/tiny}"
 
 length() { if [ -n "${1:-}" ]; then echo "--set trainer.max_seconds=$1"; fi; }
 
 # shellcheck disable=SC2046
-"$python" -m helios train tiny-codec --out "$out/codec" --resume auto $(length "${CODEC_SECONDS:-}")
+$helios train tiny-codec --out "$out/codec" --resume auto $(length "${CODEC_SECONDS:-}")
 # shellcheck disable=SC2046
-"$python" -m helios train tiny-stage1 --codec "$out/codec" --out "$out/stage1" --resume auto \
+$helios train tiny-stage1 --codec "$out/codec" --out "$out/stage1" --resume auto \
   $(length "${STAGE1_SECONDS:-}")
 
 echo "==> $assets"

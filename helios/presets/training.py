@@ -23,7 +23,7 @@ def tiny_codec() -> RunConfig:
     return RunConfig(
         stage=CodecStageConfig(
             autoencoder=models.tiny_autoencoder(),
-            data=RingConfig(first_groups=32, groups=64, refresh_every=8),
+            data=RingConfig(group=64, first_groups=8, groups=32, refresh_every=32),
         ),
         trainer=TrainingConfig(
             steps=18_000,
@@ -40,7 +40,7 @@ def tiny_stage1() -> RunConfig:
         stage=Stage1Config(
             transformer=models.tiny_transformer(),
             text=models.tiny_text(),
-            data=RingConfig(first_groups=64, groups=256, refresh_every=32),
+            data=RingConfig(group=64, first_groups=16, groups=64, refresh_every=128),
             generation=generation.tiny(),
             schedule=generation.tiny_schedule(),
         ),
