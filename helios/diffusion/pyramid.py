@@ -46,8 +46,11 @@ def downsample(x: Tensor) -> Tensor:
     rows, columns = x.shape[-2:]
     if rows % 2 or columns % 2:
         raise ValueError(f"rows and columns must be even to be halved, got {rows}x{columns}")
-    half = F.interpolate(x.flatten(0, 1), size=(rows // 2, columns // 2), mode="bilinear")
-    return half.unflatten(0, x.shape[:2])
+    # Frames join the batch, as in the published code: the order in which the four are added depends
+    # on the layout that the interpolation sees.
+    maps = x.transpose(1, 2).flatten(0, 1)
+    half = F.interpolate(maps, size=(rows // 2, columns // 2), mode="bilinear")
+    return half.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).contiguous()
 
 
 def downsample_noise(noise: Tensor) -> Tensor:
