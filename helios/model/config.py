@@ -119,9 +119,9 @@ class TransformerConfig:
         chosen = {key: values[key] for key in values.keys() & known}
         if chosen.get("out_channels", 0) is None:
             chosen["out_channels"] = chosen.get("in_channels", cls.in_channels)
-        for key in chosen.keys() & {"patch_size", "rope_dim"}:
-            chosen[key] = tuple(chosen[key])
         try:
+            for key in chosen.keys() & {"patch_size", "rope_dim"}:
+                chosen[key] = tuple(chosen[key])
             return cls(**chosen)
         except (TypeError, ValueError) as error:
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +35,17 @@ class TimeEmbedding(nn.Module):
             timestep: ``[B]``, any real dtype, on the scale 0 to 1000.
             dtype: of the tokens.
         """
-        with torch.autocast(timestep.device.type, enabled=False):
+        with _without_autocast(timestep.device.type):
             waves = sinusoid(timestep, self.freq_dim).to(self.linear1.weight.dtype)
             head = self.linear2(F.silu(self.linear1(waves))).to(dtype)
         return head, self.project(F.silu(head)).unflatten(-1, (6, -1))
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Full precision inside; a device that knows no autocast (meta) needs nothing."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def sinusoid(timestep: Tensor, width: int) -> Tensor:

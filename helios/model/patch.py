@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helios.history.window import HistoryWindow
+from helios.history import HistoryWindow
 from helios.model.config import TransformerConfig
 
 __all__ = ["Patch", "Patches", "unpatch"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios.history.window import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
+from helios.history import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
 
 __all__ = ["rotary_tables"]
 

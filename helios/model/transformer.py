@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from helios.history.window import HistoryWindow
+from helios.history import HistoryWindow
 from helios.kernels import modulated_norm
 from helios.model.block import Block
 from helios.model.config import TransformerConfig
