@@ -15,7 +15,6 @@ from helios.cli.errors import exit_code, explain
 from helios.cli.evaluate import evaluate
 from helios.cli.generate import generate
 from helios.cli.train import train
-from helios.cli.train import train
 
 __all__ = ["app", "main", "run"]
 
@@ -44,7 +43,6 @@ def root(
 
 
 app.command()(generate)
-app.command()(train)
 app.command()(evaluate)
 app.command()(train)
 app.command()(doctor)
