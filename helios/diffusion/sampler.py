@@ -128,7 +128,8 @@ def steps(
     of each step.
 
     Args:
-        denoiser: closed over text and history. Its dtype decides where rounding happens.
+        denoiser: closed over text and history. It is told one timestep per sample, float32 in a
+            flat plan and int64 in a pyramid; the dtype of its answer decides where rounding is.
         plan: how many steps, at which resolutions, by which solver.
         noise: standard normal ``[B, C, T, h, w]``, float32, at full resolution.
         config: noise levels of the checkpoint.

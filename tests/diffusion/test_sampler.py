@@ -6,12 +6,14 @@ import torch.nn.functional as F
 from diffusers import HeliosDMDScheduler, HeliosScheduler
 
 from helios.diffusion import (
+    CFGZero,
     Flat,
     Pyramid,
     ScheduleConfig,
     ShiftLaw,
     block_noise,
     downsample,
+    guide,
     sample,
     stage_table,
     steps,
@@ -319,3 +321,12 @@ def test_plans_must_fit():
 def test_plans_without_meaning(make):
     with pytest.raises(ValueError):
         make()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_nothing_is_read_back_from_the_device(plan):
+    """On the meta device there are no values, so reading one is an error."""
+    config = ScheduleConfig(stages=3 if isinstance(plan, Pyramid) else 1, dynamic=LINEAR)
+    noise = torch.empty(SHAPE, device="meta")
+    guided = guide(lambda x, _: x.bfloat16(), lambda x, _: x.bfloat16(), CFGZero(2.0))
+    assert sample(guided, plan, noise, config).shape == SHAPE
