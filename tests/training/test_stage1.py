@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+
+import helios.pipeline
+from helios.errors import CheckpointError
+from helios.training import find_codec, train
+
+from .small import stage1_config
+from .test_codec_stage import same, tensors
+from .toys import alone
+
+
+def build(random_codec):
+    return stage1_config(random_codec).stage.build(alone(), seed=0, compiled=False)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit_and_the_result_generates(tmp_path, random_codec):
+    report = train(stage1_config(random_codec), tmp_path / "a", device="cpu")
+    middle = tmp_path / "a/checkpoints/step-00000003"
+    again = train(stage1_config(random_codec), tmp_path / "b", device="cpu", resume=str(middle))
+    ends = [tensors(tmp_path / run / "checkpoints/step-00000006") for run in "ab"]
+    assert same(*ends)
+    assert report == again
+    assert 0.5 < report["unseen_loss"] < 4
+
+    pipe = helios.pipeline.load(tmp_path / "a/model", device="cpu", dtype="float32")
+    video = pipe("a red ball bounces on grass", num_frames=5, seed=1)
+    assert video.frames.shape == (5, 32, 48, 3)
+    weights = tmp_path / "a/model/transformer/diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file
+
+    assert {t.dtype for t in load_file(weights).values()} == {torch.float16}
+    names = {path.name for path in (tmp_path / "a/samples/final").iterdir()}
+    assert names == {"sheet.png", "prompts.txt", "00.mp4"}
+
+
+def test_loss_falls(tmp_path, random_codec):
+    config = stage1_config(random_codec, steps=30, checkpoint_every=0)
+    train(config, tmp_path, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_everything_that_should_learn_gets_a_gradient(random_codec):
+    stage = build(random_codec)
+    stage.prepare()
+    loss, scalars = stage.loss(stage.batch(0.0))
+    loss.backward()
+    assert scalars.keys() == {"loss_first"}
+    idle = [name for name, p in stage.model.named_parameters() if p.grad is None]
+    assert idle == []
+    assert not any(p.requires_grad for p in stage._codec.network.parameters())
+
+
+def test_shares_of_sections_and_captions(random_codec):
+    stage = build(random_codec)
+    generator = torch.Generator().manual_seed(0)
+    section = stage._sections(20_000, generator)
+    assert abs((section == 0).double().mean() - 0.3) < 0.02
+    assert set(section.tolist()) == {0, 1}
+    tokens = torch.full((4000, 48), 5)
+    stage._text = lambda ids, mask: ids
+    dropped = (stage._embed(tokens, generator) == stage._empty).all(dim=1)
+    assert abs(dropped.double().mean() - 0.1) < 0.03
+
+
+def test_the_codec_is_found_or_asked_for(tmp_path, random_codec):
+    assert find_codec(random_codec) == random_codec / "vae"
+    assert find_codec(random_codec / "vae") == random_codec / "vae"
+    with pytest.raises(ValueError, match="--codec"):
+        find_codec(None)
+    with pytest.raises(CheckpointError, match="no autoencoder"):
+        find_codec(tmp_path)
