@@ -219,8 +219,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         frames, truth = ring.draw(config.batch_size, generator)
+        # Damage in float32: only the network itself runs in the narrow type.
+        seen = degrade(to_input(frames), generator)
         with autocast(device):
-            opinion = judge(degrade(to_input(frames), generator))
+            opinion = judge(seen)
         losses = judge_loss(opinion, truth)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -272,11 +273,11 @@ class Stage1:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", "utf-8")
         write_sheet(folder / "sheet.png", [video.frames for video in videos])
-        try:
-            for index, video in enumerate(videos):
-                video.save(folder / f"{index:02d}.mp4")
-        except ModuleNotFoundError as error:
-            print(f"no MP4 samples: {error.name} is not installed; see {folder}/sheet.png")
+        if importlib.util.find_spec("av") is None:
+            print(f"no MP4 samples: PyAV is not installed; see {folder}/sheet.png")
+            return
+        for index, video in enumerate(videos):
+            video.save(folder / f"{index:02d}.mp4")
 
     def save(self, averaged: nn.Module, folder: Path) -> dict[str, float]:
         """Write the whole model in float16, and report the loss on unseen scenes."""
