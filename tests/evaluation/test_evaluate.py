@@ -21,10 +21,12 @@ def judge(tmp_path: Path) -> Path:
     return tmp_path / "judge"
 
 
-def test_evaluate_reports_on_a_random_model(tiny_random: Path, judge: Path, tmp_path: Path) -> None:
+def test_evaluate_reports_on_a_random_model(
+    little_folder: Path, judge: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report"
     sizes = "--captions 2 --clips 1 --steps 1 --guidance-scale 1 --device cpu --dtype float32"
-    arguments = [str(tiny_random), "--judge", str(judge), "--report", str(out), *sizes.split()]
+    arguments = [str(little_folder), "--judge", str(judge), "--report", str(out), *sizes.split()]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "| main colour |" in result.output
@@ -33,7 +35,7 @@ def test_evaluate_reports_on_a_random_model(tiny_random: Path, judge: Path, tmp_
     assert report["tables"]["model, chunk 1"]["overall"]["setting"]["total"] == 2
     assert "untrained" in report["continuation"]
     assert report["settings"]["parts"] == ["truth", "model", "image", "video"]
-    assert (out / "report.md").read_text().startswith("# small")
+    assert (out / "report.md").read_text().startswith("# little")
 
 
 def test_unknown_suite_is_refused() -> None:

@@ -7,25 +7,25 @@ from helios.pipeline import Pipeline
 PROMPTS = ["a red ball rolls on grass", "a blue cube spins on sand", "a green cone"]
 
 
-def test_a_batch_holds_what_the_pipeline_makes_one_by_one(pipeline: Pipeline) -> None:
-    batch = generate_batch(pipeline, PROMPTS, num_chunks=2, seed=11, batch_size=2)
-    assert batch.shape == (3, 16, 18, 8, 12)
+def test_a_batch_holds_what_the_pipeline_makes_one_by_one(little: Pipeline) -> None:
+    batch = generate_batch(little, PROMPTS, num_chunks=2, seed=11, batch_size=2)
+    assert batch.shape == (3, 16, 18, 4, 6)
     assert batch.dtype == torch.float32
     for index, prompt in enumerate(PROMPTS):
-        video = pipeline(prompt, num_frames=66, seed=11 + index)
+        video = little(prompt, num_frames=66, seed=11 + index)
         torch.testing.assert_close(batch[index], video.latents, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["images", "videos"])
-def test_a_batch_starts_from_media_as_the_pipeline_does(pipeline: Pipeline, kind: str) -> None:
+def test_a_batch_starts_from_media_as_the_pipeline_does(little: Pipeline, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (2, 40, 64, 96, 3), generator=generator).byte()
+    frames = torch.randint(0, 256, (2, 40, 32, 48, 3), generator=generator).byte()
     media = frames[:, 0] if kind == "images" else frames
     batch = generate_batch(
-        pipeline, PROMPTS[:2], num_chunks=1, seed=5, steps=2, guidance_scale=1.0, **{kind: media}
+        little, PROMPTS[:2], num_chunks=1, seed=5, steps=2, guidance_scale=1.0, **{kind: media}
     )
     for index, prompt in enumerate(PROMPTS[:2]):
-        video = pipeline(
+        video = little(
             prompt,
             num_frames=33,
             seed=5 + index,
@@ -41,22 +41,22 @@ def test_chunks_are_nine_latents_each() -> None:
     assert chunk_latents(latents, 2).flatten().tolist() == list(range(18, 27))
 
 
-def test_untrained_has_other_weights_and_leaves_the_model_alone(pipeline: Pipeline) -> None:
-    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
-    blank, again = untrained(pipeline, 3), untrained(pipeline, 3)
-    after = pipeline.transformer.state_dict()
+def test_untrained_has_other_weights_and_leaves_the_model_alone(little: Pipeline) -> None:
+    before = {name: value.clone() for name, value in little.transformer.state_dict().items()}
+    blank, again = untrained(little, 3), untrained(little, 3)
+    after = little.transformer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     mine, theirs = blank.transformer.state_dict(), again.transformer.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not torch.equal(mine["head.project.weight"], before["head.project.weight"])
 
 
-def test_what_cannot_be_generated_is_refused(pipeline: Pipeline) -> None:
-    image = torch.zeros(1, 64, 96, 3, dtype=torch.uint8)
-    video = torch.zeros(1, 33, 64, 96, 3, dtype=torch.uint8)
+def test_what_cannot_be_generated_is_refused(little: Pipeline) -> None:
+    image = torch.zeros(1, 32, 48, 3, dtype=torch.uint8)
+    video = torch.zeros(1, 33, 32, 48, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="at least 1"):
-        generate_batch(pipeline, PROMPTS, num_chunks=0)
+        generate_batch(little, PROMPTS, num_chunks=0)
     with pytest.raises(ValueError, match="as many images"):
-        generate_batch(pipeline, PROMPTS, num_chunks=1, images=image)
+        generate_batch(little, PROMPTS, num_chunks=1, images=image)
     with pytest.raises(ValueError, match="not both"):
-        generate_batch(pipeline, PROMPTS[:1], num_chunks=1, images=image, videos=video)
+        generate_batch(little, PROMPTS[:1], num_chunks=1, images=image, videos=video)

@@ -180,15 +180,19 @@ class SceneJudge(nn.Module):
         features = self._trunk(frames.flatten(0, 1), time)
         whole = F.adaptive_avg_pool2d(features, GRID).flatten(1)
         scene = self.scene_mix(self.scene_in(whole).unflatten(0, (batch, time)).transpose(1, 2))
-        objects = self._objects(features, batch, scene)
+        looks = self.look(features).float().flatten(2)
+        objects = self._objects(looks, features, batch, scene)
         colours = objects.shape[1]
         per_object = self.object_heads(_pool(objects.flatten(0, 1)).unflatten(0, (batch, colours)))
         per_scene = self.scene_heads(_pool(scene))
         main = per_object["main"].squeeze(-1)
         # Motion is that of whichever object is thought to move; the softmax lets both learn.
         weight = main.softmax(dim=1).unsqueeze(-1)
+        # The brightest spot of a colour's map speaks for the colour directly; this is what teaches
+        # the map where the object is.
+        brightest = looks.amax(dim=-1).unflatten(0, (batch, time)).mean(dim=1)
         return Opinion(
-            present=per_object["present"].squeeze(-1),
+            present=per_object["present"].squeeze(-1) + brightest,
             shape=per_object["shape"],
             size=per_object["size"],
             material=per_object["material"],
@@ -239,18 +243,17 @@ class SceneJudge(nn.Module):
             features = block(features, time)
         return features
 
-    def _objects(self, features: Tensor, batch: int, scene: Tensor) -> Tensor:
-        """Each colour's features over time, ``[B, K, hidden, T]``."""
+    def _objects(self, looks: Tensor, features: Tensor, batch: int, scene: Tensor) -> Tensor:
+        """Each colour's features over time, ``[B, K, hidden, T]``; ``looks`` are its maps."""
         rows, columns = features.shape[-2:]
-        logits = self.look(features).float().flatten(2)
-        attention = logits.softmax(dim=-1)
+        attention = looks.softmax(dim=-1)
         y = torch.linspace(-1, 1, rows, device=features.device)
         x = torch.linspace(-1, 1, columns, device=features.device)
         place = torch.stack(torch.meshgrid(y, x, indexing="ij")).flatten(1).T
         centre = attention @ place
         spread = (attention @ place.square() - centre.square()).clamp_min(1e-6).sqrt()
         seen = attention.to(features.dtype) @ features.flatten(2).transpose(1, 2)
-        peak = logits.amax(dim=-1, keepdim=True) / 8
+        peak = looks.amax(dim=-1, keepdim=True) / 8
         values = torch.cat((seen.float(), centre, spread, peak), dim=-1).to(features.dtype)
         hidden = self.object_in(values).unflatten(0, (batch, -1)).permute(0, 2, 3, 1)
         hidden = hidden + self.colour.to(hidden.dtype)[:, :, None]
