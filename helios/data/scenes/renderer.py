@@ -26,7 +26,7 @@ from .vocabulary import COLOURS, SETTINGS, SHAPES
 __all__ = ["render"]
 
 CPU_FRAMES, CPU_PIXELS = 66, 1 << 13
-GPU_FRAMES, GPU_PIXELS = 2112, 1 << 19
+GPU_FRAMES, GPU_PIXELS = 1056, 1 << 19
 INFLATE = 1.02
 SHADOW_REACH = 0.5
 CONTACT_REACH = 0.7
@@ -67,6 +67,7 @@ class _Kernels:
     begin: Callable[..., Any]
     march: Callable[..., Any]
     self_shadow: Callable[..., Any]
+    slope: Callable[..., Any]
     finish: Callable[..., Any]
     shadow_begin: Callable[..., Any]
     shadow: Callable[..., Any]
@@ -297,22 +298,33 @@ def _self_shadow(
     return tracing.self_shadow_step(point, _columns(rows, LAMP), s, lit, _which(rows, shape))
 
 
+def _slope(
+    rows: Tensor, direction: Vec, t: Tensor, total: Vec, corner: Tensor, shape: int | None
+) -> Vec:
+    point = _surface_point(rows, direction, t)
+    return tracing.slope_step(point, total, corner, _which(rows, shape))
+
+
 def _finish(
     rows: Tensor,
     direction: Vec,
     t: Tensor,
     lit: Tensor,
+    left: Tensor,
+    slope: Vec,
     shape: int | None,
     sharp: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mean colour over a pixel's rays, weighted by what they hit: [P,3], and the share [P]."""
+    """Mean colour over a pixel's rays, weighted by what they hit: [P,3], and the share [P].
+
+    ``left`` is the distance that the march has not covered, ``slope`` the normal, not yet of unit
+    length, ``sharp`` half the width of a ray at unit distance.
+    """
     which = _which(rows, shape)
     point = _surface_point(rows, direction, t)
     ball = rows[:, BALL, None]
-    left = tracing.march_step(_columns(rows, EYE), direction, t, which) - t
     inside = dot(point, point) < (1.05 * ball) ** 2
     cover = torch.where(inside, (1.5 - left / (sharp * t)).clamp(0, 1), torch.zeros_like(t))
-    n = tracing.normal(point, which)
     look = Surface(
         lamp_direction=_columns(rows, LAMP),
         up=_columns(rows, UP),
@@ -326,7 +338,9 @@ def _finish(
         floor=_columns(rows, LIGHT_FLOOR),
     )
     light = lit.clamp(0, 1)
-    colour = tracing.shade(point, n, direction, light * light * (3 - 2 * light), look, which)
+    colour = tracing.shade(
+        point, normalise(slope), direction, light * light * (3 - 2 * light), look, which
+    )
     mean = torch.stack([(c * cover).mean(1) for c in colour], -1)
     return mean, cover.mean(1)
 
@@ -360,6 +374,7 @@ def _kernels(compiled: bool) -> _Kernels:
         _begin,
         _march,
         _self_shadow,
+        _slope,
         _finish,
         _shadow_begin,
         _shadow,
@@ -383,6 +398,7 @@ def _outlines(table: Tensor, canvas: _Canvas) -> Tensor:
 def _draw(image: Tensor, layer: _Layer, canvas: _Canvas, kernels: _Kernels) -> None:
     """Trace one layer of objects and lay it over ``image`` [F,H*W,3]."""
     sharp = 1.0 / (canvas.focal * canvas.side)
+    corners = torch.tensor(tracing.CORNERS, device=image.device).unbind()
     for frames, shape in _by_shape(layer, canvas):
         mask = _outlines(layer.table[frames], canvas)
         bends = shape is None or SHAPES[shape] in CONCAVE
@@ -395,7 +411,11 @@ def _draw(image: Tensor, layer: _Layer, canvas: _Canvas, kernels: _Kernels) -> N
             lit, s = torch.ones_like(t), torch.full_like(t, 0.08)
             for _ in range(tracing.SELF_STEPS if bends else 0):
                 s, lit = kernels.self_shadow(rows, direction, t, s, lit, shape)
-            colour, cover = kernels.finish(rows, direction, t, lit, shape, sharp)
+            left = kernels.march(rows, direction, t, shape) - t
+            slope = (torch.zeros_like(t),) * 3
+            for corner in corners:
+                slope = kernels.slope(rows, direction, t, slope, corner, shape)
+            colour, cover = kernels.finish(rows, direction, t, lit, left, slope, shape, sharp)
             image[frame, pixel] = image[frame, pixel] * (1 - cover[:, None]) + colour
 
 

@@ -16,6 +16,7 @@ from .vector import Vec, add, clamp01, dot, mix, normalise, smoothstep
 from .vocabulary import SHAPES
 
 __all__ = [
+    "CORNERS",
     "MARCH_STEPS",
     "SELF_STEPS",
     "SHADOW_STEPS",
@@ -24,10 +25,10 @@ __all__ = [
     "encode",
     "enter",
     "march_step",
-    "normal",
     "self_shadow_step",
     "shade",
     "shadow_step",
+    "slope_step",
 ]
 
 Which = int | Tensor
@@ -37,6 +38,7 @@ SHADOW_STEPS = 14
 SELF_STEPS = 7
 PENUMBRA = 10.0
 NEAR = 0.006
+CORNERS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 CONCAVE_IDS = tuple(SHAPES.index(shape) for shape in SHAPES if shape in CONCAVE)
 
 
@@ -76,14 +78,11 @@ def self_shadow_step(
     return t + d.clamp(0.05, 0.3), narrow
 
 
-def normal(point: Vec, which: Which) -> Vec:
-    """Unit normal from four distances at the corners of a small tetrahedron."""
-    distance = _distance(which)
-    total = tuple(torch.zeros_like(point[0]) for _ in range(3))
-    for sx, sy, sz in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
-        d = distance((point[0] + sx * NEAR, point[1] + sy * NEAR, point[2] + sz * NEAR))
-        total = (total[0] + sx * d, total[1] + sy * d, total[2] + sz * d)
-    return normalise((total[0], total[1], total[2]))
+def slope_step(point: Vec, total: Vec, corner: Tensor, which: Which) -> Vec:
+    """Add one corner's share to the slope of the distance; four corners make the normal."""
+    x, y, z = corner.unbind()
+    d = _distance(which)((point[0] + x * NEAR, point[1] + y * NEAR, point[2] + z * NEAR))
+    return total[0] + x * d, total[1] + y * d, total[2] + z * d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def _two_tone(albedo: Vec, point: Vec, pattern: Tensor, which: Which) -> Vec:
     share = pattern * smoothstep(0.15, 0.42, wave)
     bright = (albedo[0] + albedo[1] + albedo[2]) * (1 / 3)
     pale = smoothstep(0.75, 0.9, bright)  # white cannot be lightened: its wedges are light grey
-    target = tuple(c * 0.55 + 0.36 - 0.40 * pale for c in albedo)
+    target = tuple(c * 0.72 + 0.22 - 0.34 * pale for c in albedo)
     return mix(albedo, (target[0], target[1], target[2]), share)
 
 
@@ -143,9 +142,9 @@ def shade(point: Vec, n: Vec, view: Vec, lit: Tensor, look: Surface, which: Whic
     across = dot(n, view)
     mirror = normalise(add(view, n, -2.0 * across))
     towards = dot(mirror, look.lamp_direction)
-    glint = 0.9 * torch.exp(55.0 * (towards - 1.0)) * lit + 0.06 * torch.exp(7.0 * (towards - 1.0))
+    glint = 1.1 * torch.exp(42.0 * (towards - 1.0)) * lit + 0.03 * torch.exp(7.0 * (towards - 1.0))
     graze = clamp01(1.0 + across)
-    fresnel = 0.06 + 0.55 * graze * graze * graze * graze
+    fresnel = 0.02 + 0.45 * graze * graze * graze * graze
     horizon = smoothstep(-0.15, 0.25, dot(mirror, look.up))
 
     channels = []
