@@ -68,8 +68,8 @@ def test_every_motion_is_seen_in_every_shape(motion):
     scenes = [scene(shape=shape, motion=motion, seed=seed) for seed, shape in enumerate(SHAPES)]
     clips = torch.cat([draw(*scenes, start=start) for start in (0, 7, 15)], 1).float()
     moving = ((clips[:, 1:] - clips[:, :-1]).abs().amax(-1) > 12).float().mean((2, 3))
-    assert moving.min() > 0.002  # of the picture, between frames a third of a second apart
-    assert moving.amax(1).min() > 0.004
+    # A window holds rests and returns to the same place, but never only those.
+    assert moving.amax(1).min() > 0.01
 
 
 def test_nothing_but_the_object_moves_when_the_camera_rests():
