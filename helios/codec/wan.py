@@ -25,6 +25,12 @@ from helios.codec.norm import ChannelNorm
 __all__ = ["Reconstruction", "WanAutoencoder"]
 
 _LOGVAR_RANGE = (-30.0, 20.0)
+_START_LOGVAR = -4.0
+"""Log variance of the posterior before training."""
+_SILU_GAIN = 1.68
+"""Brings the mean square of SiLU of a unit normal, 0.356, back to 1."""
+_BRANCH_GAIN = 0.5
+"""Size of a residual branch before training."""
 
 
 class CausalConv3d(nn.Conv3d):
@@ -179,6 +185,19 @@ class Upsample(nn.Module):
             frames = pairs.movedim(-2, 2).flatten(1, 2)
             x = torch.cat((x[:, :, :1].movedim(1, -1), frames), dim=1).movedim(-1, 1)
         return _each_frame(self.resample, x)
+
+
+def _copy_frames(convolution: CausalConv3d) -> None:
+    """Let a convolution in time start near copying, plus a random part.
+
+    Doubling starts near each frame twice; halving near the mean of the two frames it replaces.
+    """
+    outputs, inputs = convolution.weight.shape[:2]
+    same = torch.eye(inputs, device=convolution.weight.device).repeat(outputs // inputs, 1)
+    taps = (2,) if convolution.past else (1, 2)
+    convolution.weight *= 0.3
+    for tap in taps:
+        convolution.weight[:, :, tap, 0, 0] += same / len(taps)
 
 
 def _average_down(x: Tensor, outputs: int, time: int, space: int) -> Tensor:
@@ -407,7 +426,39 @@ class WanAutoencoder(nn.Module):
         self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        self.reset_parameters()
         self.channels_last()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random weights to train from.
+
+        Activations start with unit variance and residual branches small. Convolutions in time
+        start close to copying frames, because the first frame of a window goes past them, and
+        the posterior starts narrow, so the decoder sees a picture from the first step on.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.02)
+            if isinstance(module, ChannelNorm):
+                nn.init.ones_(module.gamma)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.conv1.weight *= _SILU_GAIN
+                module.conv2.weight *= _SILU_GAIN * _BRANCH_GAIN
+            elif isinstance(module, AttentionBlock):
+                module.proj.weight *= _BRANCH_GAIN
+            elif isinstance(module, Upsample | Downsample) and module.time_conv is not None:
+                _copy_frames(module.time_conv)
+        for convolution in (self.quant_conv, self.post_quant_conv):
+            nn.init.dirac_(convolution.weight)
+        head, channels = self.encoder.conv_out, self.config.z_dim
+        head.weight *= _SILU_GAIN
+        head.weight[channels:] = 0
+        if head.bias is not None:
+            head.bias[channels:] = _START_LOGVAR
 
     def channels_last(self) -> WanAutoencoder:
         """Lay the convolution weights out channels-last, in place; values do not change."""
