@@ -15,7 +15,7 @@ from torch import Tensor
 from .scene import Scene
 from .shapes import BOUND, support
 from .stage import ARC, FOCAL, PAN, PITCH, RADII, TARGET_HEIGHT, ZOOM, Stage, patterned, stage_of
-from .vocabulary import COLOURS, MATERIALS, SETTINGS, SHAPES
+from .vocabulary import COLOURS, MATERIALS, MOTIONS, SETTINGS, SHAPES
 
 __all__ = ["Poses", "boxes", "poses"]
 
@@ -53,17 +53,17 @@ class Poses:
         return Poses(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def _rotation(axis: tuple[float, float, float], angle: Tensor) -> Tensor:
-    """Rotation matrices about a fixed axis (Rodrigues): [...] to [...,3,3]."""
-    x, y, z = (c / math.sqrt(sum(a * a for a in axis)) for c in axis)
+def _rotation(axis: Tensor, angle: Tensor) -> Tensor:
+    """Rotation matrices about unit axes [...,3] by angles [...]: [...,3,3] (Rodrigues)."""
+    x, y, z = axis.unbind(-1)
     c, s = angle.cos(), angle.sin()
     k = 1 - c
-    rows = (
+    entries = (
         (c + x * x * k, x * y * k - z * s, x * z * k + y * s),
         (y * x * k + z * s, c + y * y * k, y * z * k - x * s),
         (z * x * k - y * s, z * y * k + x * s, c + z * z * k),
     )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    return torch.stack([entry for row in entries for entry in row], -1).unflatten(-1, (3, 3))
 
 
 def _drop(u: Tensor) -> Tensor:
@@ -74,136 +74,160 @@ def _drop(u: Tensor) -> Tensor:
     return torch.where(u < 0.22, fall, 0.5 * hop * (1 - hop)) + rise * rise * (3 - 2 * rise)
 
 
-@dataclass(frozen=True)
-class _Course:
-    """The moving object over T frames, before it is set on the floor: all [T], float64."""
-
-    x: Tensor
-    z: Tensor
-    lift: Tensor
-    hover: Tensor
-    scale: Tensor
-    rotation: Tensor
-    floats: bool
+SWING = 0.6  # radians to either side
+REST = -1
+AXES = {"spins": (0.0, 1.0, 0.0), "tumbles": (0.8, 0.2, 0.55)}
 
 
-def _course(scene: Scene, stage: Stage, frame: Tensor) -> _Course:
-    main = scene.main
-    turns = frame / stage.period + stage.phase
+def _axis(motion: str) -> tuple[float, ...]:
+    axis = AXES.get(motion, (0.0, 0.0, 1.0))
+    return tuple(c / math.hypot(*axis) for c in axis)
+
+
+def _cast_row(scene: Scene, stage: Stage, index: int) -> tuple[float, ...]:
+    """The numbers that one object's course is a function of, in the order of ``_objects``."""
+    item, motion = scene.objects[index], scene.motion if index == 0 else ""
+    radius, bound = RADII[item.size], BOUND[item.shape] * RADII[item.size]
+    low = max(bound + 0.06, 0.5) if motion == "swings" else max(bound + 0.12, 0.72)
+    return (
+        MOTIONS.index(motion) if motion else REST,
+        SHAPES.index(item.shape),
+        *stage.places[index],
+        stage.yaws[index],
+        radius,
+        low,
+        radius * GRIP.get(item.shape, 0.8),
+        1 / stage.period,
+        stage.phase,
+        stage.direction,
+        stage.reach,
+        stage.lift,
+        stage.depth,
+        *_axis(motion),
+    )
+
+
+def _objects(rows: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [B,O,T,3], rotations [B,O,T,3,3] and scales [B,O,T] of objects with ``rows``."""
+    columns = rows[..., None].unbind(-2)
+    motion, shape, place_x, place_z, yaw, radius, low, grip = columns[:8]
+    rate, phase, direction, reach, lift, depth = columns[8:14]
+    turns = frame * rate + phase
     u = turns - turns.floor()
     w = TURN * u
-    zero, one = torch.zeros_like(w), torch.ones_like(w)
-    radius = RADII[main.size]
-    x, z, lift, hover, scale = zero, zero, zero, zero, one
-    rotation, floats = _rotation((0, 1, 0), zero), False
-    air = max(BOUND[main.shape] * radius + 0.12, 0.72)
-    match scene.motion:
-        case "rolls":
-            x = stage.reach * w.sin()
-            rotation = _rotation((0, 0, 1), -x / (radius * GRIP.get(main.shape, 0.8)))
-        case "bounces":
-            lift = stage.lift * 4 * u * (1 - u)
-        case "orbits":
-            x = stage.reach * w.cos()
-            z = stage.depth * stage.direction * w.sin()
-        case "spins":
-            rotation = _rotation((0, 1, 0), stage.direction * w)
-        case "pulses":
-            scale = 0.95 + 0.25 * w.sin()
-        case "falls":
-            lift = stage.lift * _drop(u)
-        case "swings":
-            angle = 0.6 * w.sin()
-            cord = stage.reach / math.sin(0.6)
-            x = cord * angle.sin()
-            hover = max(BOUND[main.shape] * radius + 0.06, 0.5) + cord * (1 - angle.cos())
-            rotation, floats = _rotation((0, 0, 1), angle), True
-        case "drifts":
-            x = stage.reach * w.sin()
-            hover = air + 0.12 + 0.05 * (2 * w + 1).sin()
-            floats = True
-        case "tumbles":
-            hover = air + 0.05 * w.sin()
-            rotation = _rotation((0.8, 0.2, 0.55), stage.direction * w)
-            floats = True
-    return _Course(x, z, lift, hover, scale, rotation, floats)
+    sin, cos = w.sin(), w.cos()
+    zero = torch.zeros_like(w)
+    tilt = SWING * sin
+    cord = reach / math.sin(SWING)
 
+    def pick(default: Tensor, **cases: Tensor) -> Tensor:
+        for name, value in cases.items():
+            default = torch.where(motion == MOTIONS.index(name), value, default)
+        return default
 
-def _object(scene: Scene, stage: Stage, index: int, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre [T,3], rotation [T,3,3] and scale [T] of one object."""
-    item, (x, z), yaw = scene.objects[index], stage.places[index], stage.yaws[index]
-    rest = _rotation((0, 1, 0), torch.full_like(frame, yaw))
-    size = RADII[item.size]
-    number = torch.tensor(SHAPES.index(item.shape))
-    if index > 0:
-        one = torch.ones_like(frame)
-        height = size * support(number, (0 * one, -one, 0 * one))
-        return torch.stack([x * one, height, z * one], -1), rest, size * one
-    course = _course(scene, stage, frame)
-    rotation = course.rotation @ rest
-    scale = size * course.scale
+    x = pick(zero, rolls=reach * sin, drifts=reach * sin, orbits=reach * cos)
+    x = pick(x, swings=cord * tilt.sin())
+    z = pick(zero, orbits=depth * direction * sin)
+    raised = pick(zero, bounces=lift * 4 * u * (1 - u), falls=lift * _drop(u))
+    hover = pick(
+        zero,
+        swings=low + cord * (1 - tilt.cos()),
+        drifts=low + 0.12 + 0.05 * (2 * w + 1).sin(),
+        tumbles=low + 0.05 * sin,
+    )
+    scale = radius * pick(torch.ones_like(w), pulses=0.95 + 0.25 * sin)
+    angle = pick(zero, rolls=-x / grip, spins=direction * w, swings=tilt, tumbles=direction * w)
+    up = torch.tensor([0.0, 1.0, 0.0], dtype=rows.dtype)
+    axes = rows[..., None, 14:17]
+    rotation = _rotation(axes, angle) @ _rotation(up, yaw)
     down = -rotation[..., 1, :]
-    reach = support(number, (down[..., 0], down[..., 1], down[..., 2]))
-    height = course.hover if course.floats else scale * reach + course.lift
-    return torch.stack([x + course.x, height, z + course.z], -1), rotation, scale
+    reach_down = support(shape, (down[..., 0], down[..., 1], down[..., 2]))
+    height = torch.where(hover > 0, hover, scale * reach_down + raised)
+    return torch.stack([place_x + x, height, place_z + z], -1), rotation, scale
 
 
-def _camera(scene: Scene, stage: Stage, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Eye [T,3] and view [T,3,3]."""
-    swing = (TURN * (frame / stage.camera_period + stage.camera_phase)).sin()
-    azimuth = stage.azimuth + (ARC * swing if scene.camera == "orbit" else 0 * swing)
-    far = 1 + ZOOM * 0.5 * (1 + swing) if scene.camera == "zoom" else torch.ones_like(swing)
-    turn = azimuth + (PAN * swing if scene.camera == "pan" else 0 * swing)
+def _backward(azimuth: Tensor) -> Tensor:
+    """Unit vectors from the target to a camera at this azimuth."""
+    flat, up = math.cos(PITCH), torch.full_like(azimuth, math.sin(PITCH))
+    return torch.stack([azimuth.sin() * flat, up, azimuth.cos() * flat], -1)
 
-    def backward(angle: Tensor) -> Tensor:
-        flat, up = math.cos(PITCH), torch.full_like(angle, math.sin(PITCH))
-        return torch.stack([angle.sin() * flat, up, angle.cos() * flat], -1)
 
+def _cameras(
+    scenes: Sequence[Scene], stages: Sequence[Stage], frame: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eyes [B,T,3] and views [B,T,3,3]."""
+    rows = torch.tensor(
+        [
+            (
+                stage.azimuth,
+                stage.distance,
+                1 / stage.camera_period,
+                stage.camera_phase,
+                ARC * (scene.camera == "orbit"),
+                PAN * (scene.camera == "pan"),
+                ZOOM * (scene.camera == "zoom"),
+            )
+            for scene, stage in zip(scenes, stages, strict=True)
+        ],
+        dtype=frame.dtype,
+    )
+    azimuth, distance, rate, phase, arc, pan, zoom = rows[..., None].unbind(-2)
+    swing = (TURN * (frame * rate + phase)).sin()
+    azimuth = azimuth + arc * swing
+    turn = azimuth + pan * swing
     target = torch.tensor([0.0, TARGET_HEIGHT, 0.0], dtype=frame.dtype)
-    eye = target + stage.distance * far[:, None] * backward(azimuth)
-    forward = -backward(turn)
+    far = distance * (1 + zoom * 0.5 * (1 + swing))
+    eye = target + far[..., None] * _backward(azimuth)
+    forward = -_backward(turn)
     right = torch.stack([turn.cos(), torch.zeros_like(turn), -turn.sin()], -1)
     up = torch.linalg.cross(right, forward)
     return eye, torch.stack([right, up, forward], -2)
+
+
+ABSENT = (REST, 0, 0.0, 0.0, 0.0, 0.1, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def poses(scenes: Sequence[Scene], *, start: int, frames: int) -> Poses:
     """Everything that moves, for ``frames`` frames from frame ``start`` on, on the CPU."""
     frame = torch.arange(start, start + frames, dtype=torch.float64)
     slots = max(len(scene.objects) for scene in scenes)
-    count = len(scenes)
-    centre = torch.zeros(count, slots, frames, 3)
-    centre[..., 1] = 1.0
-    rotation = torch.eye(3).expand(count, slots, frames, 3, 3).clone()
-    scale = torch.full((count, slots, frames), 0.1)
-    eye, view = torch.zeros(count, frames, 3), torch.zeros(count, frames, 3, 3)
-    labels = torch.zeros(4, count, slots, dtype=torch.int64)
-    present = torch.zeros(count, slots, dtype=torch.bool)
     stages = [stage_of(scene) for scene in scenes]
-    for b, (scene, stage) in enumerate(zip(scenes, stages, strict=True)):
-        eye[b], view[b] = _camera(scene, stage, frame)
-        for o, item in enumerate(scene.objects):
-            centre[b, o], rotation[b, o], scale[b, o] = _object(scene, stage, o, frame)
-            present[b, o] = True
-            labels[0, b, o] = SHAPES.index(item.shape)
-            labels[1, b, o] = COLOURS.index(item.colour)
-            labels[2, b, o] = MATERIALS.index(item.material)
-            labels[3, b, o] = int(o == 0 and patterned(scene))
+    rows, labels, present = [], [], []
+    for scene, stage in zip(scenes, stages, strict=True):
+        count = len(scene.objects)
+        empty = slots - count
+        rows.append([_cast_row(scene, stage, o) for o in range(count)] + [ABSENT] * empty)
+        labels.append([_labels(scene, o) for o in range(count)] + [(0, 0, 0, 0)] * empty)
+        present.append([True] * count + [False] * empty)
+    centre, rotation, scale = _objects(torch.tensor(rows, dtype=torch.float64), frame)
+    eye, view = _cameras(scenes, stages, frame)
+    shape, colour, material, pattern = torch.tensor(labels).unbind(-1)
     return Poses(
-        centre=centre,
-        rotation=rotation,
-        scale=scale,
-        eye=eye,
-        view=view,
-        present=present,
-        shape=labels[0],
-        colour=labels[1],
-        material=labels[2],
-        pattern=labels[3],
+        centre=centre.float(),
+        rotation=rotation.float(),
+        scale=scale.float(),
+        eye=eye.float(),
+        view=view.float(),
+        present=torch.tensor(present),
+        shape=shape,
+        colour=colour,
+        material=material,
+        pattern=pattern,
         setting=torch.tensor([SETTINGS.index(scene.setting) for scene in scenes]),
         offset=torch.tensor([stage.offset for stage in stages]),
         frame=frame.float(),
         steady=torch.tensor([scene.camera == "still" for scene in scenes]),
+    )
+
+
+def _labels(scene: Scene, index: int) -> tuple[int, int, int, int]:
+    """Numbers of an object's shape, colour, material, and whether it wears two tones."""
+    item = scene.objects[index]
+    return (
+        SHAPES.index(item.shape),
+        COLOURS.index(item.colour),
+        MATERIALS.index(item.material),
+        int(index == 0 and patterned(scene)),
     )
 
 
