@@ -250,8 +250,11 @@ class SceneJudge(nn.Module):
         y = torch.linspace(-1, 1, rows, device=features.device)
         x = torch.linspace(-1, 1, columns, device=features.device)
         place = torch.stack(torch.meshgrid(y, x, indexing="ij")).flatten(1).T
-        centre = attention @ place
-        spread = (attention @ place.square() - centre.square()).clamp_min(1e-6).sqrt()
+        # Sums, not products of matrices: those would run in bf16, too coarse for places.
+        weight = attention.unsqueeze(-1)
+        centre = (weight * place).sum(dim=-2)
+        spread = (weight * (place - centre.unsqueeze(-2)).square()).sum(dim=-2)
+        spread = spread.clamp_min(1e-6).sqrt()
         seen = attention.to(features.dtype) @ features.flatten(2).transpose(1, 2)
         peak = looks.amax(dim=-1, keepdim=True) / 8
         values = torch.cat((seen.float(), centre, spread, peak), dim=-1).to(features.dtype)
