@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +173,6 @@ class Stage1:
         self.model: nn.Module = nn.ModuleDict({"transformer": transformer, "text": text}).to(
             world.device
         )
-        self._transformer, self._text = transformer, text
         if compiled:
             for block in transformer.blocks:
                 block.compile(dynamic=False)
@@ -200,14 +201,17 @@ class Stage1:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean squared error of the velocity, over windows cut from the batch."""
-        each, first = self._errors(batch, self._noise)
+        each, first = self._errors(self.model, batch, self._noise)
         count = first.sum()
         scalars = {"loss_first": (each * first).sum() / count.clamp_min(1)}
         return each.mean(), scalars
 
-    def _errors(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _errors(
+        self, model: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Error of each sample, ``[B]``, and whether it is a first section, 1 or 0."""
         config, device, size = self.config, self._device, len(batch)
+        transformer, text_encoder = _parts(model)
         section = self._sections(size, generator)
         window, clean = cut_window(batch.latents.float(), section)
         window = drop_history(window, config.drop, generator)
@@ -222,8 +226,9 @@ class Stage1:
             device=device,
         )
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        text = self._embed(batch.tokens, generator)
-        made = self._transformer(mix(clean, noise, sigma), TIMESTEPS * sigma, text, window)
+        tokens = self._dropped(batch.tokens, generator)
+        text = text_encoder(tokens, (tokens != 0).long())
+        made = transformer(mix(clean, noise, sigma), TIMESTEPS * sigma, text, window)
         error = (made.float() - velocity(clean, noise)).square().mean(dim=(1, 2, 3, 4))
         return error, (section == 0).float()
 
@@ -236,12 +241,10 @@ class Stage1:
         later = torch.randint(1, last + 1, (size,), generator=generator, device=device)
         return torch.where(first, 0, later)
 
-    def _embed(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings ``[B, L, D]`` of captions, some of which are left out."""
+    def _dropped(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Captions ``[B, L]``, some of them replaced by the empty one."""
         draw = torch.rand(len(tokens), 1, generator=generator, device=self._device)
-        tokens = torch.where(draw < self.config.caption_dropout, self._empty, tokens)
-        embeddings: Tensor = self._text(tokens, (tokens != 0).long())
-        return embeddings
+        return torch.where(draw < self.config.caption_dropout, self._empty, tokens)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Position in the scenes and the noise generator."""
@@ -274,7 +277,8 @@ class Stage1:
         (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", "utf-8")
         write_sheet(folder / "sheet.png", [video.frames for video in videos])
         if importlib.util.find_spec("av") is None:
-            print(f"no MP4 samples: PyAV is not installed; see {folder}/sheet.png")
+            line = f"no MP4 samples: PyAV is not installed; see {folder / 'sheet.png'}"
+            print(line, file=sys.stderr)
             return
         for index, video in enumerate(videos):
             video.save(folder / f"{index:02d}.mp4")
@@ -308,9 +312,7 @@ class Stage1:
 
     def _pipeline(self, model: nn.Module, dtype: torch.dtype) -> Pipeline:
         """The pipeline users run, around ``model`` and the autoencoder as it was written."""
-        parts = cast(nn.ModuleDict, model)
-        transformer = cast(HeliosTransformer, parts["transformer"]).to(dtype)
-        text = cast(TextEncoder, parts["text"]).to(dtype)
+        transformer, text = _parts(model.to(dtype))
         codec = load_codec(
             self._codec_folder, device=self._device, dtype=dtype, encoder_dtype=dtype
         )
@@ -319,8 +321,6 @@ class Stage1:
         )
 
     def _prompts(self, count: int) -> list[str]:
-        import random
-
         scenes = sample_scenes(count, self._seed, split="test")
         rng = random.Random(self._seed)
         return [caption(scene, rng) for scene in scenes]
@@ -328,25 +328,13 @@ class Stage1:
     @torch.no_grad()
     def _report(self, averaged: nn.Module) -> dict[str, float]:
         """Loss on scenes and with noise that are the same for every run of this configuration."""
-        config = self.config
+        config, size = self.config, self.config.data.group
         if not config.validation_clips:
             return {}
-        parts = cast(nn.ModuleDict, averaged)
-        own = (self._transformer, self._text)
-        self._transformer = cast(HeliosTransformer, parts["transformer"])
-        self._text = cast(TextEncoder, parts["text"])
-        try:
-            errors = self._unseen_errors()
-        finally:
-            self._transformer, self._text = own
-        return {"unseen_loss": float(errors.mean())}
-
-    def _unseen_errors(self) -> Tensor:
-        config, size = self.config, self.config.data.group
         data = SceneLatents(
             config.data,
             self._codec,
-            self._text.tokenize,
+            _parts(averaged)[1].tokenize,
             sections=config.sections,
             wordings=1,
             batch_size=size,
@@ -359,10 +347,16 @@ class Stage1:
         narrow = self._device.type == "cuda"
         for index in range(math.ceil(config.validation_clips / size)):
             latents, tokens = data.group(index)
+            batch = Batch(latents=latents, tokens=tokens[:, 0])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=narrow):
-                batch = Batch(latents=latents, tokens=tokens[:, 0])
-                errors.append(self._errors(batch, generator)[0])
-        return torch.cat(errors)
+                errors.append(self._errors(averaged, batch, generator)[0])
+        return {"unseen_loss": float(torch.cat(errors).mean())}
+
+
+def _parts(model: nn.Module) -> tuple[HeliosTransformer, TextEncoder]:
+    """Transformer and text encoder of what the stage trains, or of a copy of it."""
+    modules = cast(nn.ModuleDict, model)
+    return cast(HeliosTransformer, modules["transformer"]), cast(TextEncoder, modules["text"])
 
 
 def find_codec(folder: Path | None) -> Path:
