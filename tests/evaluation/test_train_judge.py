@@ -23,11 +23,11 @@ from helios.evaluation.train_judge import (
 CONFIG = judge_config()
 SMALL = replace(CONFIG, widths=(8, 16, 16), hidden=32)
 QUICK = JudgeTraining(
-    steps=50,
-    batch_size=8,
+    steps=60,
+    batch_size=6,
     peak_rate=1e-2,
-    capacity=48,
-    first_clips=32,
+    capacity=16,
+    first_clips=16,
     render_batch=16,
     render_share=0.0,
     height=32,
@@ -114,11 +114,13 @@ def test_ring_keeps_the_newest_clips() -> None:
 def test_loss_falls_on_a_world_that_anyone_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_judge, "film", paint)
     monkeypatch.setattr(train_judge, "judge_config", lambda: SMALL)
+    monkeypatch.setattr(train_judge, "degrade", lambda frames, _: frames)
     judge, losses = train(QUICK, torch.device("cpu"))
     assert isinstance(judge, SceneJudge)
     assert not judge.training
-    assert len(losses) == 50
-    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
+    assert len(losses) == 60
+    # A judge that knows only how often each class occurs stays above 0.7.
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_training_program_writes_judge_and_report(tmp_path: Path) -> None:

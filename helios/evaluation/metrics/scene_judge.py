@@ -135,8 +135,8 @@ class SceneJudge(nn.Module):
         self.config = config
         half, quarter, eighth = config.widths
         hidden, colours = config.hidden, len(config.colours)
-        # Two colour-space maps of 2x2 pixels, and where in the frame they are.
-        self.stem = Convolution(3 * 4 + 2, half)
+        # Blocks of 2x2 pixels, and where in the frame they are.
+        self.stem = Convolution(3 * 4 + 4, half)
         self.at_half = Residual(half, shift=False)
         self.to_quarter = Convolution(half, quarter, stride=2)
         self.at_quarter = Residual(quarter)
@@ -235,7 +235,9 @@ class SceneJudge(nn.Module):
         rows, columns = images.shape[-2:]
         y = torch.linspace(-1, 1, rows, device=images.device, dtype=images.dtype)
         x = torch.linspace(-1, 1, columns, device=images.device, dtype=images.dtype)
-        place = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(images), -1, -1, -1)
+        place = torch.stack(torch.meshgrid(y, x, indexing="ij"))
+        # With the squares there are sixteen channels, which matrix units like.
+        place = torch.cat((place, place.square())).expand(len(images), -1, -1, -1)
         features = torch.cat((images, place), dim=1).contiguous(memory_format=torch.channels_last)
         features = self.to_quarter(self.at_half(self.stem(features), time))
         features = self.to_eighth(self.at_quarter(features, time))
