@@ -50,7 +50,7 @@ class CodecStageConfig:
     batch: int = 8
     moving_weight: float = 4.0
     gradient_weight: float = 0.5
-    square_weight: float = 1.0
+    square_weight: float = 4.0
     kl_weight: float = 1e-4
     statistics_clips: int = 256
     validation_clips: int = 64
