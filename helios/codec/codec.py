@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helios.codec.config import AutoencoderConfig
-from helios.codec.wan import WanAutoencoder, _unfold
+from helios.codec.wan import WanAutoencoder, unfold_patches
 from helios.errors import CheckpointError
 from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
 
@@ -132,13 +132,13 @@ class Codec:
         Raises:
             ValueError: for a shape that is not latents of this autoencoder.
         """
-        return _unfold(self._patches(latents).float().clamp_(-1, 1), self.config.patch)
+        return unfold_patches(self._patches(latents).float().clamp_(-1, 1), self.config.patch)
 
     @torch.no_grad()
     def decode_uint8(self, latents: Tensor) -> Tensor:
         """Like :meth:`decode`, as bytes ``[B, T, H, W, 3]`` rounded to the nearest level."""
         levels = self._patches(latents).float().mul_(127.5).add_(127.5).round_().clamp_(0, 255)
-        return _unfold(levels.to(torch.uint8), self.config.patch).movedim(1, -1).contiguous()
+        return unfold_patches(levels.to(torch.uint8), self.config.patch).movedim(1, -1).contiguous()
 
     def _patches(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:

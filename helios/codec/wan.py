@@ -29,8 +29,6 @@ _START_LOGVAR = -4.0
 """Log variance of the posterior before training."""
 _SILU_GAIN = 1.68
 """Brings the mean square of SiLU of a unit normal, 0.356, back to 1."""
-_BRANCH_GAIN = 0.5
-"""Size of a residual branch before training."""
 
 
 class CausalConv3d(nn.Conv3d):
@@ -433,9 +431,9 @@ class WanAutoencoder(nn.Module):
     def reset_parameters(self) -> None:
         """Random weights to train from.
 
-        Activations start with unit variance and residual branches small. Convolutions in time
-        start close to copying frames, because the first frame of a window goes past them, and
-        the posterior starts narrow, so the decoder sees a picture from the first step on.
+        Weights have variance 1 / fan-in. Convolutions in time start close to copying frames,
+        because the first frame of a window goes past them, and the posterior starts narrow, so
+        the decoder sees a picture from the first step on.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -445,12 +443,7 @@ class WanAutoencoder(nn.Module):
             if isinstance(module, ChannelNorm):
                 nn.init.ones_(module.gamma)
         for module in self.modules():
-            if isinstance(module, ResidualBlock):
-                module.conv1.weight *= _SILU_GAIN
-                module.conv2.weight *= _SILU_GAIN * _BRANCH_GAIN
-            elif isinstance(module, AttentionBlock):
-                module.proj.weight *= _BRANCH_GAIN
-            elif isinstance(module, Upsample | Downsample) and module.time_conv is not None:
+            if isinstance(module, Upsample | Downsample) and module.time_conv is not None:
                 _copy_frames(module.time_conv)
         for convolution in (self.quant_conv, self.post_quant_conv):
             nn.init.dirac_(convolution.weight)
@@ -463,7 +456,8 @@ class WanAutoencoder(nn.Module):
     def channels_last(self) -> WanAutoencoder:
         """Lay the convolution weights out channels-last, in place; values do not change."""
         for parameter in self.parameters():
-            if parameter.ndim in (4, 5):
+            # One tap has no layout to choose; its strides stay those its gradient will have.
+            if parameter.ndim in (4, 5) and parameter[0, 0].numel() > 1:
                 layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         return self
@@ -490,7 +484,7 @@ class WanAutoencoder(nn.Module):
         """
         self._check_frames(frames)
         weight = self.encoder.conv_in.weight
-        x = _fold(frames.to(weight.dtype), self.config.patch)
+        x = fold_patches(frames.to(weight.dtype), self.config.patch)
         moments = self.quant_conv(self.encoder(x))
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
@@ -507,7 +501,7 @@ class WanAutoencoder(nn.Module):
         Raises:
             ValueError: for a shape that is not latents of this autoencoder.
         """
-        return _unfold(self.decode_patches(latents), self.config.patch)
+        return unfold_patches(self.decode_patches(latents), self.config.patch)
 
     def decode_patches(self, latents: Tensor) -> Tensor:
         """Like :meth:`decode`, with the patches still folded into channels."""
@@ -546,15 +540,15 @@ class WanAutoencoder(nn.Module):
             )
 
 
-def _fold(frames: Tensor, patch: int) -> Tensor:
+def fold_patches(frames: Tensor, patch: int) -> Tensor:
     """Fold ``patch`` x ``patch`` pixels into channels (colour, column, row), channels-last."""
     rows = frames.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
     # B, colour, T, h, row, w, column -> B, T, h, w, colour, column, row
     return rows.permute(0, 2, 3, 5, 1, 6, 4).flatten(4).movedim(-1, 1)
 
 
-def _unfold(x: Tensor, patch: int) -> Tensor:
-    """The reverse of :func:`_fold`: ``[B, colours, T, H, W]``."""
+def unfold_patches(x: Tensor, patch: int) -> Tensor:
+    """The reverse of :func:`fold_patches`: ``[B, colours, T, H, W]``."""
     parts = x.unflatten(1, (-1, patch, patch))
     # B, colour, column, row, T, h, w -> B, colour, T, h, row, w, column
     return parts.permute(0, 1, 4, 5, 3, 6, 2).flatten(5).flatten(3, 4)
