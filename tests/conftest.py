@@ -60,12 +60,12 @@ def small_text_encoder(seed: int = 2) -> torch.nn.Module:
 
 
 def small_pipeline(defaults: GenerationConfig | None = None, *, stages: int = 1) -> Pipeline:
-    """A random pipeline on the CPU, 64x96 pixels, 3 steps with guidance."""
+    """A random pipeline on the CPU, 32x48 pixels, 3 steps with guidance."""
     from helios.diffusion import CFG, Flat, ScheduleConfig, ShiftLaw
     from helios.pipeline import GenerationConfig, Pipeline
 
     defaults = defaults or GenerationConfig(
-        height=64, width=96, num_frames=33, plan=Flat(steps=3), guidance=CFG(2.0)
+        height=32, width=48, num_frames=33, plan=Flat(steps=3), guidance=CFG(2.0)
     )
     # At the published gamma of 1/3 the covariance of the block noise is singular, and whether
     # diffusers can factor it depends on the CPU's linear algebra library.

@@ -36,7 +36,7 @@ def test_two_processes_make_the_same_file_and_bad_input_fails(
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{name}\n"
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert read_video(tmp_path / "a.mp4")[0].shape == (34, 64, 96, 3)
+    assert read_video(tmp_path / "a.mp4")[0].shape == (34, 32, 48, 3)
 
     again = helios_command("generate", PROMPT, "-o", "a.mp4", *options, folder=tmp_path)
     assert again.returncode == 6

@@ -74,8 +74,9 @@ def _cpu() -> dict[str, Any]:
 
     from helios.pipeline import available_memory, cpu_bfloat16
 
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
-        "name": platform.processor() or platform.machine(),
+        "name": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "vectors": torch.backends.cpu.get_cpu_capability(),

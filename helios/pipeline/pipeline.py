@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helios.conditioning import TextEncoder, fit, image_start, video_start
+from helios.conditioning import TextEncoder, clean_prompt, fit, image_start, video_start
 from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
@@ -174,6 +174,8 @@ class Pipeline:
                 raise ValueError(
                     f"{name} has {value.shape[-1]} columns, this checkpoint reads {width}"
                 )
+        for text in () if resolved.track is None else resolved.track.prompts:
+            _warn_about(text, self.text_encoder)
         if request.generator is not None and request.generator.device.type != self.device.type:
             raise ValueError(
                 f"generator is on {request.generator.device}, the pipeline on {self.device}: "
@@ -345,6 +347,29 @@ class _Texts:
     def _place(self, embeds: Tensor) -> Tensor:
         shape = (1, *embeds.shape[-2:])
         return embeds.reshape(shape).to(self._pipeline.device, self._pipeline.dtype)
+
+
+def _warn_about(text: str, encoder: TextEncoder | None) -> None:
+    """Say what of ``text`` the encoder cannot read: it must not be dropped in silence."""
+    if encoder is None:
+        return
+    tokenizer = encoder.tokenizer
+    clean = clean_prompt(text)
+    tokens = tokenizer(clean, return_offsets_mapping=True, verbose=False)
+    if len(tokens.input_ids) > encoder.max_length:
+        warnings.warn(
+            f"the prompt has {len(tokens.input_ids)} tokens; this model reads the first "
+            f"{encoder.max_length}",
+            stacklevel=4,
+        )
+    unknown = [
+        clean[start:end]
+        for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True)
+        if token == tokenizer.unk_token_id and end > start
+    ]
+    if unknown:
+        words = ", ".join(dict.fromkeys(unknown))
+        warnings.warn(f"this model does not know the words: {words}", stacklevel=4)
 
 
 def _seed(request: Request) -> int | None:

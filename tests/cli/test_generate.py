@@ -46,7 +46,7 @@ def test_a_video_with_its_settings_and_nothing_else(
     out, err = capsys.readouterr()
     assert out == "v.mp4\n"
     frames, rate = read_video(tmp_path / "v.mp4")
-    assert (frames.shape, rate) == ((70, 64, 96, 3), 24)
+    assert (frames.shape, rate) == ((70, 32, 48, 3), 24)
     settings = read_settings(tmp_path / "v.mp4")
     assert settings["prompt"] == PROMPT
     assert (settings["seed"], settings["steps"], settings["model"]) == (7, 2, "small")
@@ -91,7 +91,7 @@ def test_image_and_video_starts(command: Command, tmp_path: Path) -> None:
     assert command(PROMPT, "--video", "i.mp4", "-o", "v.mp4", *quick) == 0
     assert read_settings(tmp_path / "i.mp4")["image"] == "start.png"
     assert read_settings(tmp_path / "v.mp4")["video"] == "i.mp4"
-    assert read_video(tmp_path / "v.mp4")[0].shape == (34, 64, 96, 3)
+    assert read_video(tmp_path / "v.mp4")[0].shape == (34, 32, 48, 3)
 
 
 def test_json_result(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_batch_gives_a_line_each_and_fails_if_one_failed(
         {"prompt": PROMPT, "seed": 1, "output": "one.mp4"},
         {"prompt": ""},
         {"prompt": PROMPT, "sed": 1},
-        {"prompt": "a blue cube", "size": "96x64", "num_frames": 34, "seed": 2},
+        {"prompt": "a blue cube", "size": "48x32", "num_frames": 34, "seed": 2},
     ]
     text = "\n".join(json.dumps(line) for line in lines) + "\nnot json\n"
     Path("batch.jsonl").write_text(text)

@@ -25,7 +25,7 @@ CLIP = RNG.integers(0, 256, (70, HEIGHT, WIDTH, 3), np.uint8)
 
 
 def theirs(folder: Path, kind: Any, **fields: Any) -> torch.Tensor:
-    pipe = kind.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = kind.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     fields = {"negative_prompt": "a cone", "width": WIDTH} | fields
     latents = pipe(
@@ -41,7 +41,7 @@ def theirs(folder: Path, kind: Any, **fields: Any) -> torch.Tensor:
 
 
 def ours(pipe: Pipeline, **fields: Any) -> torch.Tensor:
-    video = pipe(PROMPT, negative_prompt="a cone", num_frames=66, seed=3, **fields)
+    video = pipe(PROMPT, negative_prompt="a cone", num_frames=66, seed=3, height=HEIGHT, **fields)
     assert isinstance(video, helios.Video)
     return video.latents
 
@@ -56,7 +56,9 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=["unipc", "euler"])
 def flat(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Pipeline, Path]:
     pipe = small_pipeline()
-    pipe.defaults = replace(pipe.defaults, plan=Flat(steps=3, solver=request.param))
+    pipe.defaults = replace(
+        pipe.defaults, height=HEIGHT, width=WIDTH, plan=Flat(steps=3, solver=request.param)
+    )
     return pipe, pipe.save(tmp_path_factory.mktemp("flat") / "model")
 
 
@@ -68,7 +70,7 @@ def test_flat_latents_equal_diffusers(
     pipe, folder = flat
     own, other = STARTS[start]
     expected = theirs(folder, HeliosPipeline, num_inference_steps=3, guidance_scale=scale, **other)
-    found = ours(pipe, guidance_scale=scale, **own)
+    found = ours(pipe, guidance_scale=scale, width=WIDTH, **own)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
 
@@ -112,13 +114,15 @@ def test_pyramid_latents_equal_diffusers(tmp_path: Path, kind: str) -> None:
 
 
 def test_folders_written_by_diffusers_load(tiny_random: Path, tmp_path: Path) -> None:
-    pipe = HeliosPipeline.from_pretrained(tiny_random, torch_dtype=torch.float32)
+    pipe = HeliosPipeline.from_pretrained(tiny_random, dtype=torch.float32)
     pipe.save_pretrained(tmp_path / "theirs")
     loaded = helios.load(tmp_path / "theirs", dtype="float32")
     assert loaded.defaults == GenerationConfig()  # theirs has no file of ours
     assert loaded.schedule.lag
-    fields = {"num_frames": 33, "seed": 3, "steps": 2, "height": HEIGHT, "width": WIDTH}
-    with pytest.warns(UserWarning, match="trained at"):
-        found = loaded(PROMPT, guidance_scale=2.0, **fields)
-    expected = helios.load(tiny_random, dtype="float32")(PROMPT, guidance_scale=2.0, **fields)
+    fields = {"num_frames": 33, "seed": 3, "steps": 2, "guidance_scale": 2.0}
+    own = helios.load(tiny_random, dtype="float32")
+    expected = own(PROMPT, **fields)
+    fields |= {"height": own.defaults.height, "width": own.defaults.width}
+    with pytest.warns(UserWarning, match="trained at 640x384"):
+        found = loaded(PROMPT, **fields)
     assert torch.equal(found.latents, expected.latents)

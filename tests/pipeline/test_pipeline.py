@@ -27,15 +27,15 @@ def picture(height: int = 48, width: int = 80, seed: int = 5) -> NDArray[np.uint
 
 
 def clip(frames: int = 40, seed: int = 6) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (frames, 64, 96, 3), np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (frames, 32, 48, 3), np.uint8)
 
 
 @pytest.mark.parametrize("frames", [1, 33, 34, 66, 100])
 def test_exactly_the_frames_asked_for(pipeline: Pipeline, frames: int) -> None:
     video = pipeline(PROMPT, num_frames=frames, seed=1, steps=1, guidance_scale=1)
-    assert video.frames.shape == (frames, 64, 96, 3)
+    assert video.frames.shape == (frames, 32, 48, 3)
     assert video.frames.dtype == np.uint8
-    assert video.latents.shape == (16, 9 * chunk_count(frames), 8, 12)
+    assert video.latents.shape == (16, 9 * chunk_count(frames), 4, 6)
     assert video.latents.dtype == torch.float32
     assert video.fps == 24
 
@@ -195,7 +195,7 @@ def test_an_image_starts_the_video(pipeline: Pipeline, noise: tuple[float, float
     fields = {"num_frames": 34, "seed": 3, "image_noise": noise, "video_noise": noise}
     video = pipeline(PROMPT, image=picture(), **fields)
     other = pipeline(PROMPT, image=picture(seed=9), **fields)
-    assert video.frames.shape == (34, 64, 96, 3)
+    assert video.frames.shape == (34, 32, 48, 3)
     assert not np.array_equal(video.frames, other.frames)
     assert not np.array_equal(video.frames, pipeline(PROMPT, num_frames=34, seed=3).frames)
 
@@ -203,7 +203,7 @@ def test_an_image_starts_the_video(pipeline: Pipeline, noise: tuple[float, float
 def test_a_video_is_continued_not_repeated(pipeline: Pipeline) -> None:
     video = pipeline(PROMPT, video=clip(), num_frames=34, seed=3)
     other = pipeline(PROMPT, video=clip(seed=8), num_frames=34, seed=3)
-    assert video.frames.shape == (34, 64, 96, 3)
+    assert video.frames.shape == (34, 32, 48, 3)
     assert video.latents.shape[1] == 18
     assert not np.array_equal(video.frames, other.frames)
 
@@ -223,7 +223,7 @@ def test_images_and_videos_from_files(pipeline: Pipeline, tmp_path: object) -> N
     assert np.array_equal(by_picture.frames, by_array.frames)
     assert by_path.settings["image"] == "start.png"
     continued = pipeline(PROMPT, video=str(folder / "clip.mp4"), num_frames=33, seed=3, steps=1)
-    assert continued.frames.shape == (33, 64, 96, 3)
+    assert continued.frames.shape == (33, 32, 48, 3)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_images_and_videos_from_files(pipeline: Pipeline, tmp_path: object) -> N
         ({"image": np.zeros((8, 8, 3), np.float32)}, "image must be"),
         ({"image": "/no/such/file.png"}, "does not exist"),
         ({"video": np.zeros((40, 8, 8), np.uint8)}, "video must be"),
-        ({"video": np.zeros((0, 64, 96, 3), np.uint8)}, "video must be"),
+        ({"video": np.zeros((0, 32, 48, 3), np.uint8)}, "video must be"),
         ({"video": "/no/such/file.mp4"}, "does not exist"),
     ],
 )
@@ -250,9 +250,17 @@ def test_a_length_that_cannot_fit_is_refused(pipeline: Pipeline) -> None:
 
 
 def test_another_size_warns_and_works(pipeline: Pipeline) -> None:
-    with pytest.warns(UserWarning, match="trained at 96x64"):
+    with pytest.warns(UserWarning, match="trained at 48x32"):
         video = pipeline(PROMPT, height=48, width=80, num_frames=33, steps=1, seed=1)
     assert video.frames.shape == (33, 48, 80, 3)
+
+
+def test_words_that_cannot_be_read_are_named(pipeline: Pipeline) -> None:
+    fields = {"num_frames": 1, "steps": 1, "seed": 1}
+    with pytest.warns(UserWarning, match="does not know the words: purple, elephant"):
+        pipeline("a purple elephant rolls on a purple elephant", **fields)
+    with pytest.warns(UserWarning, match=r"has 21 tokens; this model reads the first 16"):
+        pipeline("red " * 20, **fields)
 
 
 def test_values_that_are_not_finite_never_become_frames(pipeline: Pipeline) -> None:
@@ -276,7 +284,7 @@ def test_saved_settings_make_the_same_video(pipeline: Pipeline, tmp_path: object
     assert settings == video.settings
     assert settings["helios"] == helios.__version__
     frames, rate = read_video(target)
-    assert (frames.shape, rate) == ((40, 64, 96, 3), 24)
+    assert (frames.shape, rate) == ((40, 32, 48, 3), 24)
     names = ("prompt", "negative_prompt", "num_frames", "steps", "guidance_scale", "seed", "fps")
     again = pipeline(**{name: settings[name] for name in names})
     assert np.array_equal(again.frames, video.frames)
