@@ -22,13 +22,14 @@ app = typer.Typer(
     name="helios",
     help="Videos from a sentence, an image or a video, made chunk by chunk.",
     add_completion=False,
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
@@ -40,6 +41,8 @@ def root(
     if version:
         typer.echo(f"helios {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 app.command()(generate)

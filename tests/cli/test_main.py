@@ -65,7 +65,18 @@ def test_the_version_is_the_packages() -> None:
     assert importlib.metadata.version("helios-video") == helios.__version__
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-h"],
+        ["--help"],
+        ["generate", "-h"],
+        ["train", "-h"],
+        ["evaluate", "-h"],
+        ["doctor", "-h"],
+    ],
+)
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 0
     assert "helios" in capsys.readouterr().out.lower()
