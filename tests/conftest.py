@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,12 @@ def small_pipeline(defaults: GenerationConfig | None = None, *, stages: int = 1)
     return Pipeline(
         small_transformer(), small_codec(), small_text_encoder(), defaults, schedule, name="small"
     )
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[..., Pipeline]:
+    """`small_pipeline`: a new one at each call, which the test may change."""
+    return small_pipeline
 
 
 @pytest.fixture(scope="session")

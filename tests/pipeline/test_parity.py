@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from PIL import Image
 import helios
 from helios.diffusion import CFGZero, Flat, Pyramid
 from helios.pipeline import GenerationConfig, Pipeline
-from tests.conftest import small_pipeline
 
 PROMPT = "a red ball rolls on grass"
 HEIGHT, WIDTH = 64, 96
@@ -54,8 +54,10 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=["unipc", "euler"])
-def flat(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Pipeline, Path]:
-    pipe = small_pipeline()
+def flat(
+    request: pytest.FixtureRequest, tmp_path_factory: Any, make_pipeline: Callable[..., Pipeline]
+) -> tuple[Pipeline, Path]:
+    pipe = make_pipeline()
     pipe.defaults = replace(
         pipe.defaults, height=HEIGHT, width=WIDTH, plan=Flat(steps=3, solver=request.param)
     )
@@ -99,9 +101,11 @@ PYRAMIDS: dict[str, tuple[GenerationConfig, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", PYRAMIDS)
-def test_pyramid_latents_equal_diffusers(tmp_path: Path, kind: str) -> None:
+def test_pyramid_latents_equal_diffusers(
+    tmp_path: Path, make_pipeline: Callable[..., Pipeline], kind: str
+) -> None:
     defaults, fields = PYRAMIDS[kind]
-    pipe = small_pipeline(defaults, stages=3)
+    pipe = make_pipeline(defaults, stages=3)
     folder = pipe.save(tmp_path / "model")
     steps = list(defaults.plan.steps)  # type: ignore[arg-type]
     expected = theirs(
