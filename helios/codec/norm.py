@@ -44,10 +44,37 @@ def _plain(rows: Tensor, gamma: Tensor) -> Tensor:
     return F.silu(_norm(rows, gamma)).to(rows.dtype)
 
 
+def _gradients(rows: Tensor, gamma: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``rows`` and ``gamma`` given that of ``_plain(rows, gamma)``."""
+    root = rows.shape[-1] ** 0.5
+    inverse = _inverse_norm(rows)
+    unit = rows * inverse
+    scale = gamma.to(inverse.dtype) * root
+    hidden = unit * scale
+    gate = hidden.sigmoid()
+    slope = gate * (1 + hidden * (1 - gate)) * arriving
+    d_gamma = (slope * unit).flatten(0, -2).sum(dim=0) * root
+    slope = slope * scale
+    d_rows = (slope - unit * (slope * unit).sum(dim=-1, keepdim=True)) * inverse
+    return d_rows.to(rows.dtype), d_gamma.to(gamma.dtype)
+
+
 @functools.cache
-def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
-    """``_plain`` as one generated kernel for each ``C``, whatever ``N`` is."""
-    return torch.compile(_plain, dynamic=True)
+def _generated(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """``formula`` as generated kernels over ``[N, C]``: one for each ``C``, whatever ``N`` is."""
+    compiled = torch.compile(formula)
+
+    def call(rows: Tensor, gamma: Tensor, *arriving: Tensor) -> Any:
+        # .data has no base: the kernel would be guarded by the base's shape, and made again for it.
+        flat = [value.reshape(-1, value.shape[-1]).data for value in (rows, *arriving)]
+        for value in flat:
+            torch._dynamo.mark_dynamic(value, 0)
+            torch._dynamo.mark_static(value, 1)
+        gamma = gamma.data
+        torch._dynamo.mark_static(gamma, 0)
+        return compiled(flat[0], gamma, *flat[1:])
+
+    return call
 
 
 def _write(rows: Tensor, gamma: Tensor, out: Tensor) -> None:
@@ -65,9 +92,12 @@ class _NormSiLU(torch.autograd.Function):
     """The module's formula on ``[B, T, H, W, C]``, after ``past`` frames of zeros."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, gamma: Tensor, past: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gamma: Tensor, past: int, compiled: bool) -> Tensor:
         ctx.save_for_backward(rows, gamma)
-        ctx.past = past
+        ctx.past, ctx.compiled = past, compiled
+        if compiled:
+            value: Tensor = _generated(_plain)(rows, gamma).view(rows.shape)
+            return F.pad(value, (0, 0, 0, 0, 0, 0, past, 0)) if past else value
         batch, frames, *rest = rows.shape
         padded = rows.new_empty(batch, past + frames, *rest)
         padded[:, :past] = 0
@@ -76,19 +106,12 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, gamma = ctx.saved_tensors
-        root = rows.shape[-1] ** 0.5
-        inverse = _inverse_norm(rows)
-        unit = rows * inverse
-        scale = gamma.to(inverse.dtype) * root
-        hidden = unit * scale
-        gate = hidden.sigmoid()
-        slope = gate * (1 + hidden * (1 - gate)) * gradients[0][:, ctx.past :]
-        d_gamma = (slope * unit).sum(dim=(0, 1, 2, 3)) * root
-        slope *= scale
-        d_rows = (slope - unit * (slope * unit).sum(dim=-1, keepdim=True)) * inverse
-        return d_rows.to(rows.dtype), d_gamma.to(gamma.dtype), None
+        arriving = gradients[0][:, ctx.past :]
+        formula = _generated(_gradients) if ctx.compiled else _gradients
+        d_rows, d_gamma = formula(rows, gamma, arriving)
+        return d_rows.view(rows.shape), d_gamma, None, None
 
 
 def norm_silu(x: Tensor, gamma: Tensor, past: int = 0, compiled: bool = False) -> Tensor:
@@ -103,14 +126,7 @@ def norm_silu(x: Tensor, gamma: Tensor, past: int = 0, compiled: bool = False) -
     Returns:
         ``[B, C, past + T, H, W]`` in channels-last layout and the dtype of ``x``.
     """
-    rows = x.movedim(1, -1)
-    if compiled:
-        value = _compiled()(rows.reshape(-1, rows.shape[-1]), gamma).view(rows.shape)
-        if past:
-            value = F.pad(value, (0, 0, 0, 0, 0, 0, past, 0))
-    else:
-        value = _NormSiLU.apply(rows, gamma, past)
-    return value.movedim(-1, 1)
+    return _NormSiLU.apply(x.movedim(1, -1), gamma, past, compiled).movedim(-1, 1)
 
 
 class ChannelNorm(nn.Module):
