@@ -201,21 +201,15 @@ def test_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_published_checkpoints_have_their_own_defaults() -> None:
-    base = published_defaults(
-        {"_class_name": "HeliosPipeline"}, {"_class_name": "HeliosScheduler"}
-    ).to_json()
-    mid = published_defaults(
-        {"_class_name": "HeliosPyramidPipeline", "is_cfg_zero_star": True},
-        {"_class_name": "HeliosScheduler"},
-    ).to_json()
-    distilled = published_defaults(
-        {"_class_name": "HeliosPyramidPipeline", "is_distilled": True},
-        {"_class_name": "HeliosDMDScheduler"},
-    ).to_json()
-    assert (base["plan"]["steps"], base["guidance"]) == (50, {"kind": "cfg", "scale": 5.0})
-    assert mid["plan"]["steps"] == [20, 20, 20]
-    assert mid["guidance"] == {"kind": "cfg_zero", "scale": 5.0}
-    assert (distilled["plan"]["steps"], distilled["guidance"]) == ([2, 2, 2], None)
-    assert distilled["plan"]["amplify"]
-    assert distilled["distilled"]
-    assert {value["height"] for value in (base, mid, distilled)} == {384}
+    from helios.presets import generation
+
+    pyramid = {"_class_name": "HeliosPyramidPipeline"}
+    unipc, dmd = {"_class_name": "HeliosScheduler"}, {"_class_name": "HeliosDMDScheduler"}
+    base = published_defaults({"_class_name": "HeliosPipeline"}, unipc)
+    assert base == generation.base()
+    assert published_defaults(pyramid | {"is_cfg_zero_star": True}, unipc) == generation.mid()
+    distilled = generation.distilled()
+    assert published_defaults(pyramid | {"is_distilled": True}, dmd) == distilled
+    assert published_defaults(pyramid, dmd) == distilled
+    assert (distilled.guidance, distilled.plan.steps) == (None, (2, 2, 2))
+    assert (base.height, base.width, base.plan.steps) == (384, 640, 50)
