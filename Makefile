@@ -31,7 +31,7 @@ setup: .venv/.dev ## create .venv with everything needed to develop
 
 demo: .venv/.core ## make demo.mp4 from PROMPT with the bundled model, on the CPU
 	@echo "==> generating $(OUT): $(PROMPT)"
-	@.venv/bin/helios generate "$(PROMPT)" --output "$(OUT)" --overwrite --device cpu
+	@.venv/bin/helios generate "$(PROMPT)" --seconds 4 --output "$(OUT)" --overwrite --device cpu
 
 check: .venv/.dev ## formatting, lint, types, import directions
 	@echo "==> ruff format"; .venv/bin/ruff format --check .

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
         "dtype": str(pipe.dtype).removeprefix("torch.") if pipe else None,
         "seconds": round(time.monotonic() - began, 1),
-        "command": " ".join(sys.argv),
+        "command": " ".join(("python -m helios.evaluation.scene_accuracy", *sys.argv[1:])),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, {"settings": settings, "environment": environment} | report.to_json())
