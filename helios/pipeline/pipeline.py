@@ -308,7 +308,6 @@ class _Texts:
     def __init__(self, pipeline: Pipeline, request: Request, resolved: Resolved) -> None:
         self._pipeline = pipeline
         self._track = resolved.track
-        self._transition = resolved.transition_chunks
         self._given = request.prompt_embeds
         self._known: dict[str, Tensor] = {}
         self._negative: Tensor | None = None
@@ -331,12 +330,15 @@ class _Texts:
             if self._given is None:
                 raise InputError("give either a prompt or prompt_embeds")
             return self._place(self._given)
-        blend = self._track.blend(chunk, self._transition)
+        blend = self._track.blend(chunk)
         self._known = {
             text: self._known[text] if text in self._known else self._encode(text)
-            for text in (blend.old, blend.new)
+            for text in blend.prompts
         }
-        return torch.lerp(self._known[blend.old], self._known[blend.new], blend.weight)
+        shown = self._known[blend.parts[0][0]]
+        for text, weight in blend.parts[1:]:
+            shown = torch.lerp(shown, self._known[text], weight)
+        return shown
 
     @torch.no_grad()
     def _encode(self, text: str) -> Tensor:

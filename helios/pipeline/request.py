@@ -339,7 +339,11 @@ class GenerationConfig:
         if request.motion is not None:
             noise = (noise[0] * 2 * request.motion, noise[1] * 2 * request.motion)
         return Resolved(
-            track=None if request.prompt is None else PromptTrack.parse(request.prompt),
+            track=(
+                None
+                if request.prompt is None
+                else PromptTrack.parse(request.prompt, request.transition_chunks)
+            ),
             negative_prompt=(
                 self.negative_prompt if request.negative_prompt is None else request.negative_prompt
             ),
