@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 __all__ = ["CFG", "CFGZero", "Denoiser", "Guidance", "combine", "guide"]
@@ -63,10 +64,18 @@ def _projection(cond: Tensor, uncond: Tensor) -> Tensor:
     return share.to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
 
 
-def guide(cond: Denoiser, uncond: Denoiser, guidance: Guidance) -> Denoiser:
-    """A denoiser that asks ``cond`` and then ``uncond`` and combines what they say."""
+def guide(
+    cond: Denoiser, uncond: Denoiser, guidance: Guidance, rounding: torch.dtype | None = None
+) -> Denoiser:
+    """A denoiser that asks ``cond`` and then ``uncond`` and combines what they say.
+
+    A large scale magnifies every rounding of the combination, so it happens in float32 at least;
+    ``rounding`` is the dtype of the model, to combine in that as the released pipelines do.
+    """
 
     def guided(x: Tensor, timestep: Tensor) -> Tensor:
-        return combine(cond(x, timestep), uncond(x, timestep), guidance)
+        answers = cond(x, timestep), uncond(x, timestep)
+        dtype = rounding or torch.promote_types(answers[0].dtype, torch.float32)
+        return combine(answers[0].to(dtype), answers[1].to(dtype), guidance)
 
     return guided

@@ -107,10 +107,11 @@ def sample(
     noise: Tensor,
     config: ScheduleConfig,
     generator: Generators = None,
+    rounding: torch.dtype | None = None,
 ) -> Tensor:
     """Clean latents: the last state of ``steps``."""
     x = noise
-    for state in steps(denoiser, plan, noise, config, generator):
+    for state in steps(denoiser, plan, noise, config, generator, rounding):
         x = state.x
     return x
 
@@ -121,6 +122,7 @@ def steps(
     noise: Tensor,
     config: ScheduleConfig,
     generator: Generators = None,
+    rounding: torch.dtype | None = None,
 ) -> Iterator[SamplerState]:
     """Yield every state of the loop: before each step, and after the last step of each stage.
 
@@ -129,19 +131,27 @@ def steps(
 
     Args:
         denoiser: closed over text and history. It is told one timestep per sample, float32 in a
-            flat plan and int64 in a pyramid; the dtype of its answer decides where rounding is.
+            flat plan and int64 in a pyramid.
         plan: how many steps, at which resolutions, by which solver.
         noise: standard normal ``[B, C, T, h, w]``, float32, at full resolution.
         config: noise levels of the checkpoint.
         generator: for the noise between stages; a flat plan draws nothing.
+        rounding: the dtype of the model, to round velocities, block noise and with them the sample
+            where the released pipelines do (6.4 to 6.6); none: the sample keeps the precision of
+            ``noise`` from the first step to the last, whatever the model computes in.
 
     Raises:
         ValueError: if the plan does not fit the configuration or the size of ``noise``.
     """
+    dtype = rounding or noise.dtype
+
+    def answer(x: Tensor, timestep: Tensor) -> Tensor:
+        return denoiser(x, timestep).to(dtype)
+
     if isinstance(plan, Flat):
-        return _flat(denoiser, plan, noise, config)
+        return _flat(answer, plan, noise, config)
     _check_pyramid(plan, noise, config)
-    return _pyramid(denoiser, plan, noise, config, generator)
+    return _pyramid(answer, plan, noise, config, generator, dtype)
 
 
 def _tokens(x: Tensor) -> int:
@@ -188,15 +198,15 @@ def _pyramid(
     noise: Tensor,
     config: ScheduleConfig,
     generator: Generators,
+    dtype: torch.dtype,
 ) -> Iterator[SamplerState]:
     x = noise
     for _ in range(config.stages - 1):
         x = downsample_noise(x)
-    model_dtype = x.dtype
     for stage, count in enumerate(plan.steps):
         tokens = _tokens(x)
         if stage > 0:
-            x = enter_stage(x, stage, config, generator, model_dtype)
+            x = enter_stage(x, stage, config, generator, dtype)
         schedule = stage_schedule(
             count * 2 if plan.amplify else count,
             stage,
@@ -210,11 +220,10 @@ def _pyramid(
         for k, time in enumerate(times):
             yield SamplerState(x, stage, k, sigmas[k], time, done=False)
             if stage == 0 and k < plan.zero_init:
-                velocity = torch.zeros_like(x)
+                velocity = torch.zeros_like(x, dtype=dtype)
             else:
                 told = torch.full((x.shape[0],), time, dtype=torch.int64, device=x.device)
                 velocity = denoiser(x, told)
-                model_dtype = velocity.dtype
             x = solver.step(k, velocity, x)
         last = stage == config.stages - 1
         yield SamplerState(x, stage, len(times), 0.0, int(schedule.last_timestep), done=last)

@@ -82,6 +82,16 @@ def test_guide_asks_the_conditional_first_and_once():
     torch.testing.assert_close(guided, 4.0 * x)
 
 
+@pytest.mark.parametrize("guidance", [CFG(5.0), CFGZero(5.0)])
+def test_bfloat16_answers_are_combined_in_float32_unless_rounding_is_asked(guidance):
+    cond, uncond = pair(torch.bfloat16)
+    asked = (lambda *_: cond), (lambda *_: uncond), guidance
+    full = guide(*asked)(cond, torch.ones(2))
+    assert torch.equal(full, combine(cond.float(), uncond.float(), guidance))
+    rounded = guide(*asked, rounding=torch.bfloat16)(cond, torch.ones(2))
+    assert torch.equal(rounded, combine(cond, uncond, guidance))
+
+
 @pytest.mark.parametrize("kind", [CFG, CFGZero])
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_scale_must_be_a_number(kind, scale):

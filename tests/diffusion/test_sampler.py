@@ -269,9 +269,21 @@ def test_pyramid_loop_equals_the_oracle(solver, counts, amplify, zero_init, law,
     plan = Pyramid(steps=counts, solver=solver, amplify=amplify, zero_init=zero_init)
     noise = randn(5)
     expected = oracle_loop(network(dtype), config, solver, counts, noise, dtype, amplify, zero_init)
-    found = sample(network(dtype), plan, noise, config, generator(9))
+    found = sample(network(dtype), plan, noise, config, generator(9), rounding=dtype)
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected), (found - expected).abs().max()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_without_rounding_the_sample_keeps_its_precision(plan):
+    config = ScheduleConfig(stages=3 if isinstance(plan, Pyramid) else 1, dynamic=LINEAR)
+    exact = sample(network(), plan, randn(1), config, generator(4))
+    kept, rounded = (
+        sample(network(torch.bfloat16), plan, randn(1), config, generator(4), rounding=rounding)
+        for rounding in (None, torch.bfloat16)
+    )
+    assert kept.dtype == torch.float32
+    assert (kept - exact).square().mean() < (rounded - exact).square().mean()
 
 
 def test_two_stages():
