@@ -8,6 +8,13 @@ from helios.history.corruption import (
     drop_history,
     start_noise,
 )
+from helios.history.drift import (
+    DriftConfig,
+    DriftMonitor,
+    DriftReading,
+    LatentStatistics,
+    remembered,
+)
 from helios.history.history import History, cut_window
 from helios.history.window import (
     CHUNK_POSITIONS,
@@ -27,12 +34,17 @@ __all__ = [
     "PAST_FRAMES",
     "SHORT_POSITIONS",
     "CorruptionConfig",
+    "DriftConfig",
+    "DriftMonitor",
+    "DriftReading",
     "DropConfig",
     "Granularity",
     "History",
     "HistoryWindow",
+    "LatentStatistics",
     "corrupt",
     "cut_window",
     "drop_history",
+    "remembered",
     "start_noise",
 ]
