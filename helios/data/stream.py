@@ -1,18 +1,22 @@
 """Scenes as an endless stream of training data, made on the device while training goes on.
 
 Rendering every clip for one use would cost more than the training itself, so clips live in a ring
-on the device: training draws from it at random, and every few batches the oldest group of clips
-makes place for a new one. Group ``g`` is a pure function of the seed, the rank and ``g``; the whole
-state of a stream is therefore how many groups were made and one random generator, and a resumed
-stream renders again what its ring held.
+on the device: training draws from it at random, and the oldest group of clips makes place for a new
+one now and then. A group is made in pieces, one every few batches, so that no batch waits long; on
+CUDA the pieces run in a stream of their own beside the training steps that are already queued.
+
+Group ``g`` is a pure function of the seed, the rank and ``g``; the whole state of a stream is
+therefore how many groups and pieces were made and one random generator, and a resumed stream
+renders again what its ring held.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +36,9 @@ RANKS = 4096
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Captions to token ids and mask, ``[B, L]`` each: ``TextEncoder.tokenize``."""
 
+Pieces: TypeAlias = Generator[None, None, tuple[Tensor, ...]]
+"""Work on a group: pauses between its pieces and returns its tensors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RingConfig:
@@ -43,7 +50,8 @@ class RingConfig:
         group: clips rendered together.
         first_groups: groups made before the first batch.
         groups: most groups that are kept.
-        refresh_every: batches between new groups; 0: the first groups are all there is.
+        refresh_every: batches between pieces of a new group; 0: the first groups are all there
+            is. A piece is a section of 33 frames of every clip of the group.
     """
 
     height: int = 128
@@ -74,14 +82,15 @@ class Ring:
     """Tensors of the newest groups, on the device.
 
     Args:
-        make: the tensors of group ``g``, each ``[group, ...]``, always of the same shapes.
+        make: works on group ``g`` piece by piece; its tensors are each ``[group, ...]``, always of
+            the same shapes.
         config: how many groups.
         generator: of the draws, on the device.
     """
 
     def __init__(
         self,
-        make: Callable[[int], tuple[Tensor, ...]],
+        make: Callable[[int], Pieces],
         config: RingConfig,
         generator: torch.Generator,
     ) -> None:
@@ -90,7 +99,11 @@ class Ring:
         self._generator = generator
         self._made = 0
         self._drawn = 0
+        self._pieces = 0
+        self._work: Pieces | None = None
+        self._done: tuple[Tensor, ...] | None = None
         self._store: tuple[Tensor, ...] = ()
+        self._stream: torch.cuda.Stream | None = None
 
     @property
     def clips(self) -> int:
@@ -98,34 +111,64 @@ class Ring:
         return min(self._made, self._config.groups) * self._config.group
 
     def prepare(self) -> None:
-        """Make the first groups, or those that the state says were there."""
+        """Make the first groups and pieces, or those that the state says were there."""
         self._made = max(self._made, self._config.first_groups)
         for index in range(max(0, self._made - self._config.groups), self._made):
-            self._place(index)
+            self._place(index, finish(self._make(index)))
+        if self._generator.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._generator.device, priority=-1)
+            self._stream.wait_stream(torch.cuda.current_stream(self._generator.device))
+        pieces, self._pieces = self._pieces, 0
+        for _ in range(pieces):
+            self._turn()
 
     def draw(self, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The whole store and ``count`` random places in it; renews a group when it is time."""
+        """The whole store and ``count`` random places in it; makes a piece when it is time."""
         every = self._config.refresh_every
         if every and self._drawn and self._drawn % every == 0:
-            self._place(self._made)
-            self._made += 1
+            self._turn()
         self._drawn += 1
         generator = self._generator
         places = torch.randint(self.clips, (count,), generator=generator, device=generator.device)
         return self._store, places
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Groups made, batches drawn and the generator."""
-        counts = torch.tensor([self._made, self._drawn], dtype=torch.int64)
+        """Groups made, batches drawn, pieces of the next group, and the generator."""
+        counts = torch.tensor([self._made, self._drawn, self._pieces], dtype=torch.int64)
         return {"counts": counts, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back; the groups come back with `prepare`."""
-        self._made, self._drawn = state["counts"].tolist()
+        self._made, self._drawn, self._pieces = state["counts"].tolist()
         self._generator.set_state(state["generator"].cpu().clone())
 
-    def _place(self, index: int) -> None:
-        tensors = self._make(index)
+    def _turn(self) -> None:
+        """Make the next piece of the next group; a whole group takes its place a turn later.
+
+        By then the device has long made it, so that training does not wait for it.
+        """
+        if self._done is not None:
+            if self._stream is not None:
+                main = torch.cuda.current_stream(self._stream.device)
+                main.wait_stream(self._stream)
+                for tensor in self._done:
+                    tensor.record_stream(main)
+            self._place(self._made, self._done)
+            self._made += 1
+            self._pieces, self._work, self._done = 0, None, None
+        with self._aside():
+            if self._work is None:
+                self._work = self._make(self._made)
+            try:
+                next(self._work)
+            except StopIteration as end:
+                self._done = end.value
+        self._pieces += 1
+
+    def _aside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _place(self, index: int, tensors: tuple[Tensor, ...]) -> None:
         size = self._config.group
         if not self._store:
             room = self._config.groups * size
@@ -133,6 +176,16 @@ class Ring:
         first = index % self._config.groups * size
         for whole, part in zip(self._store, tensors, strict=True):
             whole[first : first + size] = part
+
+
+def finish(work: Pieces) -> tuple[Tensor, ...]:
+    """All pieces of a group at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: tuple[Tensor, ...] = end.value
+            return result
 
 
 def to_frames(clip: Tensor) -> Tensor:
@@ -157,7 +210,13 @@ def encode_scenes(
         config: size and supersampling.
         compiled: whether the renderer is compiled.
     """
-    parts = []
+    return torch.cat(list(_sections(scenes, codec, sections, config, compiled)), dim=2)
+
+
+def _sections(
+    scenes: Sequence[Scene], codec: Codec, sections: int, config: RingConfig, compiled: bool
+) -> Iterator[Tensor]:
+    """Section after section of `encode_scenes`."""
     for section in range(sections):
         clip = render(
             scenes,
@@ -169,8 +228,7 @@ def encode_scenes(
             supersampling=config.supersampling,
             compile=compiled,
         )
-        parts.append(codec.encode(to_frames(clip)))
-    return torch.cat(parts, dim=2)
+        yield codec.encode(to_frames(clip))
 
 
 class SceneFrames:
@@ -203,7 +261,7 @@ class SceneFrames:
         self._split: Split = split
         self._compiled = compiled
         self._generator = torch.Generator(device).manual_seed(self._seed)
-        self._ring = Ring(self.group, config, self._generator)
+        self._ring = Ring(self._pieces, config, self._generator)
         self.prepare = self._ring.prepare
         self.state_dict = self._ring.state_dict
         self.load_state_dict = self._ring.load_state_dict
@@ -223,6 +281,11 @@ class SceneFrames:
             compile=self._compiled,
         )
         return (clip,)
+
+    def _pieces(self, index: int) -> Pieces:
+        """A group here is one section, hence one piece."""
+        yield from ()
+        return self.group(index)
 
     def batch(self, count: int, frames: int) -> Tensor:
         """``count`` windows of ``frames`` frames at random times, ``[B, 3, frames, H, W]``."""
@@ -275,7 +338,7 @@ class SceneLatents:
         self._split: Split = split
         self._compiled = compiled
         self._generator = torch.Generator(codec.device).manual_seed(self._seed)
-        self._ring = Ring(self.group, config, self._generator)
+        self._ring = Ring(self._pieces, config, self._generator)
         self.prepare = self._ring.prepare
         self.state_dict = self._ring.state_dict
         self.load_state_dict = self._ring.load_state_dict
@@ -286,15 +349,23 @@ class SceneLatents:
         Returns:
             Latents ``[group, 16, 9 S, h, w]`` float16 and token ids ``[group, wordings, L]``.
         """
+        latents, tokens = finish(self._pieces(index))
+        return latents, tokens
+
+    def _pieces(self, index: int) -> Pieces:
+        """A piece is one section of every clip."""
         size = self.config.group
         scenes = sample_scenes(size, self._seed, split=self._split, start=index * size)
-        latents = encode_scenes(
-            scenes, self._codec, self._sections, self.config, compiled=self._compiled
-        )
+        parts: list[Tensor] = []
+        for part in _sections(scenes, self._codec, self._sections, self.config, self._compiled):
+            if parts:
+                yield
+            parts.append(part.half())
         rng = random.Random(f"helios captions {self._seed} {index}")
         texts = [caption(scene, rng) for scene in scenes for _ in range(self._wordings)]
         tokens, _ = self._tokenize(texts)
-        return latents.half(), tokens.unflatten(0, (size, -1)).to(latents.device)
+        latents = torch.cat(parts, dim=2)
+        return latents, tokens.unflatten(0, (size, -1)).to(latents.device)
 
     def batch(self) -> Batch:
         """Random clips of the ring, each with a random one of its wordings."""

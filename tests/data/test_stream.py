@@ -10,9 +10,12 @@ SMALL = RingConfig(
 )
 
 
-def counting(config, made):
+def counting(config, made, pieces=1):
     def make(index):
-        made.append(index)
+        for piece in range(pieces):
+            made.append(index + piece / 10)
+            if piece + 1 < pieces:
+                yield
         return (torch.full((config.group, 1), index),)
 
     return Ring(make, config, torch.Generator().manual_seed(0))
@@ -30,19 +33,35 @@ def test_the_ring_grows_then_replaces_the_oldest():
         assert places.max() < ring.clips
         held.append(sorted(set(store[: ring.clips, 0].tolist())))
     assert made == [0, 1, 2, 3, 4]
-    assert held == [[0, 1], [0, 1], [0, 1, 2], [0, 1, 2], [1, 2, 3], [1, 2, 3], [2, 3, 4]]
+    # A group is there one turn after its last piece.
+    assert held == [*[[0, 1]] * 4, *[[0, 1, 2]] * 2, [1, 2, 3]]
 
 
-@pytest.mark.parametrize("drawn", [0, 1, 2, 5, 9])
-def test_a_resumed_ring_goes_on_exactly(drawn):
-    straight = counting(SMALL, [])
+def test_a_group_is_made_in_pieces_spread_over_batches():
+    made = []
+    ring = counting(SMALL, made, pieces=3)
+    ring.prepare()
+    assert made == [0, 0.1, 0.2, 1, 1.1, 1.2]
+    counts = []
+    for _ in range(13):
+        ring.draw(1)
+        counts.append((len(made) - 6, ring.clips))
+    pieces, clips = zip(*counts, strict=True)
+    assert pieces == (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6)
+    assert clips == (4,) * 8 + (6,) * 5
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 5, 6, 7, 8, 9, 14])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_resumed_ring_goes_on_exactly(drawn, pieces):
+    straight = counting(SMALL, [], pieces)
     straight.prepare()
     for _ in range(drawn):
         straight.draw(3)
-    resumed = counting(SMALL, [])
+    resumed = counting(SMALL, [], pieces)
     resumed.load_state_dict({k: v.clone() for k, v in straight.state_dict().items()})
     resumed.prepare()
-    for _ in range(6):
+    for _ in range(9):
         (one,), here = straight.draw(3)
         (other,), there = resumed.draw(3)
         assert torch.equal(one[here], other[there])
