@@ -24,7 +24,7 @@ from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent
 from helios.history import History
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
-from helios.pipeline.start import read_start
+from helios.pipeline.start import read_start, stretch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,11 +182,12 @@ class Pipeline:
                 f'make it with torch.Generator("{self.device}")'
             )
         request = read_start(request)
-        if request.image is not None:
-            return fit(np.asarray(request.image)[None], resolved.height, resolved.width)
-        if request.video is not None:
-            return fit(np.asarray(request.video), resolved.height, resolved.width)
-        return None
+        if request.image is None and request.video is None:
+            return None
+        frames = request.video if request.image is None else np.asarray(request.image)[None]
+        if resolved.compat is not None:
+            frames = stretch(np.asarray(frames), resolved.height, resolved.width)
+        return fit(np.asarray(frames), resolved.height, resolved.width)
 
     def _check_embeds(self, request: Request, resolved: Resolved) -> None:
         if request.prompt is not None:
@@ -283,11 +284,12 @@ class Pipeline:
         """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]``."""
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=self.device)
+        rounding = self.dtype if resolved.compat is not None else None
         denoiser = self._denoiser(texts.at(index), window)
         if resolved.guidance is not None:
             against = self._denoiser(texts.negative, window)
-            denoiser = guide(denoiser, against, resolved.guidance)
-        return sample(denoiser, plan, noise, resolved.schedule, generator)
+            denoiser = guide(denoiser, against, resolved.guidance, rounding)
+        return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
 
     def _denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:

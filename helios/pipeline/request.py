@@ -90,7 +90,10 @@ class Request:
         prompt_embeds, negative_prompt_embeds: encoded texts ``[L, D]`` instead of texts.
         transition_chunks: chunks in which one prompt passes into the next; 0 is a cut.
         callback: called with each chunk.
-        anti_drift, compat: only their neutral values are accepted.
+        compat: ``"diffusers"`` rounds where its pipelines round, with its shift and its way of
+            fitting a start image or video, so that the same seed gives what it gives; not given:
+            the sample keeps float32 between the steps.
+        anti_drift: only its neutral value is accepted.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed; ``InputError`` for texts.
@@ -129,10 +132,12 @@ class Request:
         self._check_pairs()
         if self.anti_drift is not False:
             raise ValueError(f"anti_drift={self.anti_drift!r} is not supported: leave it False")
-        if self.compat is not None:
-            raise ValueError(f"compat={self.compat!r} is not supported: leave it out")
+        if self.compat not in (None, "diffusers"):
+            raise ValueError(f'compat must be "diffusers" or left out, got {self.compat!r}')
         if self.shift not in (None, "published", "consistent"):
             raise ValueError(f'shift must be "published" or "consistent", got {self.shift!r}')
+        if self.compat is not None and self.shift == "consistent":
+            raise ValueError('shift="consistent" is not what compat="diffusers" computes: drop one')
 
     def _check_text(self) -> None:
         if (self.prompt is None) == (self.prompt_embeds is None):
@@ -237,6 +242,7 @@ class Resolved:
     image_noise: Noise
     video_noise: Noise
     moves_anchor: bool
+    compat: str | None = None
 
     @property
     def chunks(self) -> int | None:
@@ -272,6 +278,7 @@ class Resolved:
             "amplify_first_chunk": isinstance(self.plan, Pyramid) and self.plan.amplify,
             "transition_chunks": self.transition_chunks,
             "shift": "published" if self.schedule.lag else "consistent",
+            "compat": self.compat,
             "image_noise": list(self.image_noise),
             "video_noise": list(self.video_noise),
         }
@@ -335,6 +342,7 @@ class GenerationConfig:
             plan = replace(plan, zero_init=0)
         check_size(height, width, len(plan.steps) if isinstance(plan, Pyramid) else 1)
         fps = request.fps or self.fps
+        shift = "published" if request.compat else request.shift
         noise = START_NOISE
         if request.motion is not None:
             noise = (noise[0] * 2 * request.motion, noise[1] * 2 * request.motion)
@@ -354,14 +362,11 @@ class GenerationConfig:
             plan=plan,
             guidance=guidance,
             transition_chunks=request.transition_chunks,
-            schedule=(
-                schedule
-                if request.shift is None
-                else replace(schedule, lag=request.shift == "published")
-            ),
+            schedule=schedule if shift is None else replace(schedule, lag=shift == "published"),
             image_noise=request.image_noise or noise,
             video_noise=request.video_noise or noise,
             moves_anchor=request.motion is not None and request.motion > 0.5,
+            compat=request.compat,
         )
 
     def _length(self, request: Request, fps: int, endless: bool) -> int | None:

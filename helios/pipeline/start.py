@@ -14,7 +14,7 @@ from helios.pipeline.request import Request
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_start"]
+__all__ = ["read_start", "stretch"]
 
 
 def read_start(request: Request) -> Request:
@@ -28,6 +28,16 @@ def read_start(request: Request) -> Request:
     if request.video is not None:
         return replace(request, video=_video(request.video))
     return request
+
+
+def stretch(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """``uint8 [T, H, W, 3]`` at another size as diffusers makes it: Lanczos, nothing cut off."""
+    from PIL import Image
+
+    if frames.shape[1:3] == (height, width):
+        return frames
+    size, filter_ = (width, height), Image.Resampling.LANCZOS
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, filter_)) for frame in frames])
 
 
 def _image(value: Any) -> NDArray[np.uint8]:
