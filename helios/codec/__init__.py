@@ -1,6 +1,6 @@
 """Pixels to latents and back."""
 
-from helios.codec.codec import Codec, load_codec, save_codec
+from helios.codec.codec import Codec, check_codec, load_codec, save_codec
 from helios.codec.config import AutoencoderConfig
 from helios.codec.wan import Reconstruction, WanAutoencoder
 
@@ -9,6 +9,7 @@ __all__ = [
     "Codec",
     "Reconstruction",
     "WanAutoencoder",
+    "check_codec",
     "load_codec",
     "save_codec",
 ]

@@ -11,13 +11,23 @@ from torch import Tensor
 from helios.codec.config import AutoencoderConfig
 from helios.codec.wan import WanAutoencoder, unfold_patches
 from helios.errors import CheckpointError
-from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
+from helios.storage import (
+    check_entries,
+    fill,
+    open_weights,
+    read_json,
+    write_json,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Codec", "load_codec", "save_codec"]
+__all__ = ["Codec", "check_codec", "load_codec", "save_codec"]
+
+_DECODER = ("decoder.", "post_quant_conv.")
+"""What may compute in a narrow dtype."""
 
 
 class Codec:
@@ -167,16 +177,35 @@ def load_codec(
     Raises:
         CheckpointError: if it is missing, does not fit its configuration, is damaged or a pickle.
     """
+    network = _empty(folder)
+    fill(
+        network,
+        open_weights(folder),
+        str(folder),
+        device=device,
+        dtype=lambda name: dtype if name.startswith(_DECODER) else encoder_dtype,
+    )
+    network.channels_last()
+    return Codec(network)
+
+
+def check_codec(folder: Path) -> None:
+    """Check by configuration and headers alone that ``load_codec`` would succeed.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    check_entries(_empty(folder), open_weights(folder), str(folder))
+
+
+def _empty(folder: Path) -> WanAutoencoder:
+    """The network that ``folder/config.json`` describes, on the meta device."""
     config = AutoencoderConfig.from_json(read_json(folder / "config.json"))
     try:
         with torch.device("meta"):
-            network = WanAutoencoder(config)
+            return WanAutoencoder(config)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not usable: {error}") from None
-    assign(network, read_tensors(folder), str(folder))
-    codec = Codec(network).to(device, dtype, encoder_dtype=encoder_dtype)
-    codec.network.channels_last()
-    return codec
 
 
 def save_codec(codec: Codec, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -187,8 +216,5 @@ def save_codec(codec: Codec, folder: Path, dtype: torch.dtype | None = None) -> 
         folder: made if missing.
         dtype: to store the tensors in, such as float16; None keeps each tensor's own.
     """
-    tensors = codec.network.state_dict()
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    write_tensors(folder, tensors)
+    write_tensors(folder, codec.network.state_dict(), dtype=dtype)
     write_json(folder / "config.json", codec.config.to_json())

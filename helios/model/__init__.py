@@ -5,6 +5,8 @@ from helios.model.initial import init_memory_patches, reset_parameters
 from helios.model.transformer import HeliosTransformer
 from helios.model.weights import (
     cast,
+    check_transformer,
+    empty_transformer,
     fp32_names,
     load_transformer,
     published_name,
@@ -15,6 +17,8 @@ __all__ = [
     "HeliosTransformer",
     "TransformerConfig",
     "cast",
+    "check_transformer",
+    "empty_transformer",
     "fp32_names",
     "init_memory_patches",
     "load_transformer",

@@ -15,9 +15,26 @@ from torch import Tensor
 from helios.errors import CheckpointError
 from helios.model.config import TransformerConfig
 from helios.model.transformer import HeliosTransformer
-from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
+from helios.storage import (
+    SHARD_BYTES,
+    Weights,
+    check_entries,
+    fill,
+    open_weights,
+    read_json,
+    write_json,
+    write_tensors,
+)
 
-__all__ = ["cast", "fp32_names", "load_transformer", "published_name", "save_transformer"]
+__all__ = [
+    "cast",
+    "check_transformer",
+    "empty_transformer",
+    "fp32_names",
+    "load_transformer",
+    "published_name",
+    "save_transformer",
+]
 
 _OUTSIDE = {
     "patches.noisy": "patch_embedding",
@@ -55,6 +72,8 @@ _KEPT_FP32 = (
     "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale",
 )  # fmt: skip
 _BLOCK = re.compile(r"(blocks\.\d+\.)(.*)")
+_LAST_TABLE, _OLD_LAST_TABLE = "norm_out.scale_shift_table", "scale_shift_table"
+"""Name of the last modulation table, and what old snapshots call it."""
 _MAX_GAIN = 10.0
 """Published history gains lie between 1 and this."""
 
@@ -94,6 +113,8 @@ def load_transformer(
 ) -> HeliosTransformer:
     """Read a transformer from a folder in the published layout.
 
+    Tensor by tensor in the dtype wanted: the model is never in host memory twice.
+
     Args:
         folder: holds ``config.json`` and the weights, sharded or not.
         device: where the parameters are placed.
@@ -102,23 +123,53 @@ def load_transformer(
     Raises:
         CheckpointError: if the folder is incomplete, damaged, or does not fit its configuration.
     """
-    with torch.device("meta"):
-        model = HeliosTransformer(TransformerConfig.from_json(read_json(folder / "config.json")))
+    model, weights, names = _matched(folder)
     kept = fp32_names(model)
-    stored = _current_names(read_tensors(folder))
-    ours = {published_name(name): name for name, _ in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for published in list(stored):
-        name = ours.get(published, published)
-        # One by one, so that no second copy of the model ever exists.
-        tensor = _gain_to_ours(name, stored.pop(published))
-        tensors[name] = tensor.to(device, torch.float32 if name in kept else dtype)
-    assign(model, tensors, f"{folder}")
+    fill(
+        model,
+        weights,
+        str(folder),
+        device=device,
+        dtype=lambda name: torch.float32 if name in kept else dtype,
+        rename=names,
+        convert=_gain_to_ours,
+    )
     return model.eval()
 
 
+def check_transformer(folder: Path) -> None:
+    """Check by configuration and headers alone that ``load_transformer`` would succeed.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    model, weights, names = _matched(folder)
+    check_entries(model, weights, str(folder), rename=names)
+
+
+def empty_transformer(config: TransformerConfig) -> HeliosTransformer:
+    """A transformer on the meta device: every shape, no memory."""
+    with torch.device("meta"):
+        return HeliosTransformer(config)
+
+
+def _matched(folder: Path) -> tuple[HeliosTransformer, Weights, dict[str, str]]:
+    """The empty model, what is stored for it, and our names of stored ones."""
+    model = empty_transformer(TransformerConfig.from_json(read_json(folder / "config.json")))
+    stored = open_weights(folder).entries
+    weights = Weights({key: entry for key, entry in stored.items() if "norm_added_q" not in key})
+    names = {published_name(name): name for name, _ in model.named_parameters()}
+    if _LAST_TABLE not in stored and _OLD_LAST_TABLE in stored:
+        names[_OLD_LAST_TABLE] = names[_LAST_TABLE]
+    return model, weights, names
+
+
 def save_transformer(
-    model: HeliosTransformer, folder: Path, *, dtype: torch.dtype | None = None
+    model: HeliosTransformer,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a transformer in the published layout; diffusers reads it too.
 
@@ -126,25 +177,17 @@ def save_transformer(
         model: stays as it is.
         folder: made if missing; ``config.json`` and the weights in it are replaced.
         dtype: of every stored tensor; by default each keeps its own.
+        shard_bytes: more than this goes into several files with an index.
 
     Raises:
         CheckpointError: if a history gain has left the range the published form can hold.
     """
     tensors = {
-        published_name(name): _gain_to_published(name, parameter.detach()).to(dtype=dtype)
+        published_name(name): _gain_to_published(name, parameter.detach())
         for name, parameter in model.named_parameters()
     }
-    write_tensors(folder, tensors)
+    write_tensors(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
     write_json(folder / "config.json", model.config.to_json())
-
-
-def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of old snapshots under their present names; leftovers of other variants dropped."""
-    old, new = "scale_shift_table", "norm_out.scale_shift_table"
-    kept = {name: value for name, value in tensors.items() if "norm_added_q" not in name}
-    if old in kept and new not in kept:
-        kept[new] = kept.pop(old)
-    return kept
 
 
 def _gain_to_ours(name: str, value: Tensor) -> Tensor:
