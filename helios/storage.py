@@ -58,8 +58,8 @@ SHARD_BYTES = 5_000_000_000
 """Above this a component is written as several files."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_JSON_LIMIT = 2 * 2**20
-"""Longest JSON believed, headers included: 15 times what the published model needs, and what a
+_JSON_LIMIT = 2**20
+"""Longest JSON believed, headers included: eight times what the published model needs, and what a
 hostile one can cost in memory stays below 64 MiB."""
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,

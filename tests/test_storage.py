@@ -122,7 +122,7 @@ def test_headers_that_lie_are_refused(
 def test_a_huge_header_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     """The worst within the limit: as many small lists as fit."""
     path = tmp_path / "a.safetensors"
-    for size in (2**21 - 100, 60 * 2**20):
+    for size in (2**20 - 100, 60 * 2**20):
         raw(path, b'{"a":[' + b"[]," * (size // 3) + b"[]]}")
         before, start = _resident(), time.process_time()
         with pytest.raises(CheckpointCorruptError):
@@ -234,7 +234,7 @@ def test_filled_parameters_are_aligned_and_keep_their_gradient_switch(tmp_path: 
 
 def test_json_must_be_one_object_without_doubles(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    for text in ('{"a": 1, "a": 2}', "[1]", "{", "[" * 100_000, " " * 2**21 + "{}"):
+    for text in ('{"a": 1, "a": 2}', "[1]", "{", "[" * 100_000, " " * 2**20 + "{}"):
         path.write_text(text)
         with pytest.raises(CheckpointCorruptError, match=r"a\.json"):
             read_json(path)
