@@ -22,16 +22,19 @@ from helios.pipeline.request import (
     Resolved,
     Video,
 )
+from helios.pipeline.session import KEPT_CHUNKS, Session
 from helios.pipeline.start import read_start
 
 __all__ = [
     "BUNDLED",
+    "KEPT_CHUNKS",
     "Chunk",
     "GenerationConfig",
     "ModelFolder",
     "Pipeline",
     "Request",
     "Resolved",
+    "Session",
     "Video",
     "available_memory",
     "cpu_bfloat16",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helios.conditioning import TextEncoder, clean_prompt, fit, image_start, video_start
+from helios.conditioning import (
+    TextEncoder,
+    check_prompt,
+    clean_prompt,
+    fit,
+    image_start,
+    video_start,
+)
 from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
-from helios.history import History
+from helios.history import DriftMonitor, History, remembered
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
+from helios.pipeline.session import KEPT_CHUNKS, Session, StreamState, resume
 from helios.pipeline.start import read_start, stretch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from helios.codec import Codec
+    from helios.conditioning import PromptTrack
     from helios.history import HistoryWindow
     from helios.model import HeliosTransformer
 
@@ -104,18 +113,53 @@ class Pipeline:
         Raises:
             ValueError: for a field that is wrong.
         """
-        if request.num_videos != 1:
-            raise ValueError(
-                f"num_videos={request.num_videos}: a stream is one video; stream once per seed"
-            )
+        _check_single(request)
         resolved = self.defaults.resolve(request, self.schedule, endless=True)
         media = self._prepare(request, resolved)
         return self._chunks(request, resolved, _seed(request), media)
 
+    def session(self, request: Request, *, keep: int = KEPT_CHUNKS) -> Session:
+        """A stream with controls between chunks; see ``Session``.
+
+        Args:
+            request: what to make, as in ``stream``.
+            keep: chunk borders that ``Session.branch`` can go back to.
+
+        Raises:
+            ValueError: for a field that is wrong.
+        """
+        _check_single(request)
+        resolved = self.defaults.resolve(request, self.schedule, endless=True)
+        media = self._prepare(request, resolved)
+        return self._session(request, resolved, _seed(request), media, keep=keep)
+
+    def resume(
+        self,
+        path: str | Path,
+        *,
+        num_frames: int | None = None,
+        callback: Callable[[Chunk], None] | None = None,
+        keep: int = KEPT_CHUNKS,
+    ) -> Session:
+        """Go on with a saved session: the chunks are those it would have made, bit for bit.
+
+        Args:
+            path: what ``Session.save`` wrote.
+            num_frames: another length of the whole video, chunks already made included.
+            callback: called with each chunk.
+            keep: chunk borders that ``Session.branch`` can go back to.
+
+        Raises:
+            InputError: if there is no such file.
+            CheckpointCorruptError: if it is damaged, or of another schema.
+            ValueError: if this model, device, dtype or its settings are not those of the session.
+        """
+        return resume(self, path, num_frames=num_frames, callback=callback, keep=keep)
+
     def settings(self, request: Request) -> dict[str, Any]:
         """What ``request`` comes to with this model, ready for JSON: embedded in files."""
         resolved = self.defaults.resolve(request, self.schedule, endless=True)
-        return self._settings(request, resolved, request.seed)
+        return self.describe(request, resolved, request.seed)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the published folder layout, whole or not at all; see ``helios.pipeline.save``."""
@@ -123,7 +167,8 @@ class Pipeline:
 
         return save(self, Path(folder), overwrite=overwrite)
 
-    def _settings(self, request: Request, resolved: Resolved, seed: int | None) -> dict[str, Any]:
+    def describe(self, request: Request, resolved: Resolved, seed: int | None) -> dict[str, Any]:
+        """What a resolved request came to, ready for JSON."""
         from helios import __version__
 
         settings: dict[str, Any] = {"helios": __version__, "model": self.name}
@@ -154,7 +199,7 @@ class Pipeline:
             frames=frames,
             latents=torch.cat(latents, dim=1),
             fps=resolved.fps,
-            settings=self._settings(request, resolved, seed),
+            settings=self.describe(request, resolved, seed),
         )
 
     def _prepare(self, request: Request, resolved: Resolved) -> Tensor | None:
@@ -189,6 +234,14 @@ class Pipeline:
             frames = stretch(np.asarray(frames), resolved.height, resolved.width)
         return fit(np.asarray(frames), resolved.height, resolved.width)
 
+    def texts(self, request: Request, resolved: Resolved) -> Texts:
+        """The texts of one stream, encoded when they are needed."""
+        return Texts(self, request, resolved)
+
+    def check_words(self, text: str) -> None:
+        """Warn about what of ``text`` this model cannot read."""
+        _warn_about(check_prompt(text), self.text_encoder)
+
     def _check_embeds(self, request: Request, resolved: Resolved) -> None:
         if request.prompt is not None:
             raise ValueError(
@@ -203,45 +256,81 @@ class Pipeline:
     def _chunks(
         self, request: Request, resolved: Resolved, seed: int | None, media: Tensor | None
     ) -> Iterator[Chunk]:
+        yield from self._session(request, resolved, seed, media, keep=0)
+
+    def _session(
+        self,
+        request: Request,
+        resolved: Resolved,
+        seed: int | None,
+        media: Tensor | None,
+        *,
+        keep: int,
+    ) -> Session:
         generator = request.generator
         if generator is None:
             generator = torch.Generator(self.device).manual_seed(seed or 0)
-        texts = _Texts(self, request, resolved)
         history = self._start(request, resolved, generator, media)
-        index = 0
-        while resolved.chunks is None or index < resolved.chunks:
-            began = time.perf_counter()
-            latents = self._sample(
-                resolved.plan_of(index), resolved, generator, history.window(), texts, index
+        state = StreamState(
+            index=0,
+            history=history,
+            random=generator.get_state(),
+            track=resolved.track,
+            drift=None if resolved.anti_drift is None else DriftMonitor(resolved.anti_drift),
+        )
+        settings = self.describe(request, resolved, seed)
+        return Session(self, request, resolved, state, generator, settings=settings, keep=keep)
+
+    def advance(
+        self, resolved: Resolved, state: StreamState, generator: torch.Generator, texts: Texts
+    ) -> tuple[Chunk, StreamState]:
+        """One chunk, and what the stream carries on from it.
+
+        Raises:
+            FloatingPointError: if the model gives values that are not finite.
+        """
+        began = time.perf_counter()
+        index, track, history, drift = state.index, state.track, state.history, state.drift
+        text = texts.at(index, track)
+        latents = self._sample(
+            resolved.plan_of(index), resolved, generator, history.window(), text, texts.negative
+        )
+        own = latents[0].float().cpu()
+        if not bool(torch.isfinite(own).all()):
+            raise FloatingPointError(
+                f"the model gave values that are not finite in chunk {index}; try dtype=float32"
             )
-            own = latents[0].float().cpu()
-            if not bool(torch.isfinite(own).all()):
-                raise FloatingPointError(
-                    f"the model gave values that are not finite in chunk {index}; try dtype=float32"
-                )
-            sampled = time.perf_counter()
-            frames = self._decode(latents)[: resolved.frames_of(index)]
-            history = history.append(latents)
-            if resolved.moves_anchor and index == 1:
-                history = history.moved_anchor(latents[:, :, :1])
-            ended = time.perf_counter()
-            chunk = Chunk(
-                index=index,
-                frames=frames,
-                latents=own,
-                prompt=None if resolved.track is None else resolved.track.at(index),
-                timings={
-                    "sample": sampled - began,
-                    "decode": ended - sampled,
-                    "total": ended - began,
-                },
-            )
-            if request.callback is not None:
-                request.callback(chunk)
-            yield chunk
-            # Nothing of a delivered chunk may stay alive here while the next one is made.
-            del chunk, frames, own, latents
-            index += 1
+        sampled = time.perf_counter()
+        frames = self._decode(latents)[: resolved.frames_of(index)]
+        kept, measured = latents, {}
+        if drift is not None:
+            drift, reading = drift.observe(own[None])
+            kept = remembered(latents, reading, generator)
+            measured = {f"drift_{key}": value for key, value in vars(reading).items()}
+        history = history.append(kept)
+        if resolved.moves_anchor and index == 1:
+            history = history.moved_anchor(latents[:, :, :1])
+        ended = time.perf_counter()
+        chunk = Chunk(
+            index=index,
+            frames=frames,
+            latents=own,
+            prompt=None if track is None else track.at(index),
+            timings={
+                "sample": sampled - began,
+                "decode": ended - sampled,
+                "total": ended - began,
+                **measured,
+            },
+        )
+        after = StreamState(
+            index=index + 1,
+            history=history,
+            random=generator.get_state(),
+            track=track,
+            drift=drift,
+        )
+        return chunk, after
 
     @torch.no_grad()
     def _start(
@@ -278,16 +367,16 @@ class Pipeline:
         resolved: Resolved,
         generator: torch.Generator,
         window: HistoryWindow,
-        texts: _Texts,
-        index: int,
+        text: Tensor,
+        negative: Tensor | None,
     ) -> Tensor:
         """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]``."""
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=self.device)
         rounding = self.dtype if resolved.compat is not None else None
-        denoiser = self._denoiser(texts.at(index), window)
-        if resolved.guidance is not None:
-            against = self._denoiser(texts.negative, window)
+        denoiser = self._denoiser(text, window)
+        if resolved.guidance is not None and negative is not None:
+            against = self._denoiser(negative, window)
             denoiser = guide(denoiser, against, resolved.guidance, rounding)
         return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
 
@@ -304,35 +393,28 @@ class Pipeline:
         return frames[0].cpu().numpy()
 
 
-class _Texts:
+class Texts:
     """The embeddings in force at each chunk, each text encoded once while it is needed."""
 
     def __init__(self, pipeline: Pipeline, request: Request, resolved: Resolved) -> None:
         self._pipeline = pipeline
-        self._track = resolved.track
         self._given = request.prompt_embeds
         self._known: dict[str, Tensor] = {}
-        self._negative: Tensor | None = None
+        self.negative: Tensor | None = None
+        """What guidance moves away from, ``[1, L, D]``; none if guidance is off."""
         if resolved.guidance is not None:
             given = request.negative_prompt_embeds
-            self._negative = (
+            self.negative = (
                 self._encode(resolved.negative_prompt) if given is None else self._place(given)
             )
 
-    @property
-    def negative(self) -> Tensor:
-        """What guidance moves away from, ``[1, L, D]``."""
-        if self._negative is None:
-            raise ValueError("guidance is off")
-        return self._negative
-
-    def at(self, chunk: int) -> Tensor:
-        """What ``chunk`` shows, ``[1, L, D]``, between two prompts in a transition."""
-        if self._track is None:
+    def at(self, chunk: int, track: PromptTrack | None) -> Tensor:
+        """What ``chunk`` shows, ``[1, L, D]``, between prompts in a transition."""
+        if track is None:
             if self._given is None:
                 raise InputError("give either a prompt or prompt_embeds")
             return self._place(self._given)
-        blend = self._track.blend(chunk)
+        blend = track.blend(chunk)
         self._known = {
             text: self._known[text] if text in self._known else self._encode(text)
             for text in blend.prompts
@@ -374,6 +456,13 @@ def _warn_about(text: str, encoder: TextEncoder | None) -> None:
     if unknown:
         words = ", ".join(dict.fromkeys(unknown))
         warnings.warn(f"this model does not know the words: {words}", stacklevel=4)
+
+
+def _check_single(request: Request) -> None:
+    if request.num_videos != 1:
+        raise ValueError(
+            f"num_videos={request.num_videos}: a stream is one video; stream once per seed"
+        )
 
 
 def _seed(request: Request) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +20,7 @@ from helios.conditioning import START_NOISE, PromptTrack, check_prompt
 from helios.diffusion import CFG, CFGZero, Flat, Guidance, Plan, Pyramid, ScheduleConfig
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, FPS, check_size, chunk_count
+from helios.history import DriftConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +94,9 @@ class Request:
         compat: ``"diffusers"`` rounds where its pipelines round, with its shift and its way of
             fitting a start image or video, so that the same seed gives what it gives; not given:
             the sample keeps float32 between the steps.
-        anti_drift: only its neutral value is accepted.
+        anti_drift: whether a chunk that drifts off is kept in the history with noise, so that the
+            next ones lean on it less: True, or a ``DriftConfig``. What was measured is in each
+            chunk's timings.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed; ``InputError`` for texts.
@@ -118,7 +121,7 @@ class Request:
     video_noise: Noise | None = None
     amplify_first_chunk: bool | None = None
     transition_chunks: int = 0
-    anti_drift: bool = False
+    anti_drift: bool | DriftConfig | Mapping[str, float] = False
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     callback: Callable[[Chunk], None] | None = None
@@ -130,8 +133,7 @@ class Request:
         self._check_text()
         self._check_numbers()
         self._check_pairs()
-        if self.anti_drift is not False:
-            raise ValueError(f"anti_drift={self.anti_drift!r} is not supported: leave it False")
+        DriftConfig.make(self.anti_drift)
         if self.compat not in (None, "diffusers"):
             raise ValueError(f'compat must be "diffusers" or left out, got {self.compat!r}')
         if self.shift not in (None, "published", "consistent"):
@@ -242,6 +244,7 @@ class Resolved:
     image_noise: Noise
     video_noise: Noise
     moves_anchor: bool
+    anti_drift: DriftConfig | None
     compat: str | None = None
 
     @property
@@ -281,6 +284,7 @@ class Resolved:
             "compat": self.compat,
             "image_noise": list(self.image_noise),
             "video_noise": list(self.video_noise),
+            "anti_drift": False if self.anti_drift is None else asdict(self.anti_drift),
         }
 
 
@@ -366,6 +370,7 @@ class GenerationConfig:
             image_noise=request.image_noise or noise,
             video_noise=request.video_noise or noise,
             moves_anchor=request.motion is not None and request.motion > 0.5,
+            anti_drift=DriftConfig.make(request.anti_drift),
             compat=request.compat,
         )
 
@@ -481,7 +486,9 @@ class Chunk:
         frames: ``uint8 [33, H, W, 3]``; the last chunk of a video of known length may have fewer.
         latents: ``float32 [16, 9, h, w]`` on the CPU, clean; always the whole chunk.
         prompt: the text in force, none if embeddings were given.
-        timings: seconds spent: ``sample``, ``decode``, ``total``.
+        timings: seconds spent: ``sample``, ``decode``, ``total``. With anti-drift also how far off
+            the chunk is, ``drift_mean`` and ``drift_variance``, and the noise level it is kept in
+            the history with, ``drift_noise``: above 0 where anti-drift was triggered.
     """
 
     index: int

@@ -68,7 +68,7 @@ def test_bad_texts_are_bad_input(fields: dict, word: str) -> None:
         ({"shift": "other"}, "shift"),
         ({"compat": "other"}, "compat"),
         ({"compat": "diffusers", "shift": "consistent"}, "shift"),
-        ({"anti_drift": True}, "anti_drift"),
+        ({"anti_drift": "yes"}, "anti_drift"),
         ({"transition_chunks": -1}, "transition_chunks"),
         ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
         ({"generator": torch.Generator(), "num_videos": 2}, "num_videos"),
