@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST_NAME",
+    "PICKLES",
     "SHARD_BYTES",
     "TensorEntry",
     "Weights",
@@ -46,6 +47,7 @@ __all__ = [
     "open_file",
     "open_weights",
     "read_json",
+    "read_metadata",
     "read_tensors",
     "write_json",
     "write_tensors",
@@ -57,7 +59,8 @@ MANIFEST_NAME = "manifest.json"
 SHARD_BYTES = 5_000_000_000
 """Above this a component is written as several files."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that could run code when opened."""
 _JSON_LIMIT = 2**20
 """Longest JSON believed, headers included: eight times what the published model needs, and what a
 hostile one can cost in memory stays below 64 MiB."""
@@ -205,7 +208,7 @@ def open_weights(folder: Path, name: str = WEIGHTS_NAME) -> Weights:
     if (folder / name).is_file():
         return Weights(open_file(folder / name))
     if not index.is_file():
-        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
+        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
         if pickles:
             raise UnsafeCheckpointError(
                 f"{folder / pickles[0]} is a pickle, which can run code when opened; "
@@ -245,6 +248,33 @@ def open_file(file: Path) -> dict[str, TensorEntry]:
             holes or overlaps, to the last byte.
         CheckpointError: if it is missing.
     """
+    header, size = _header(file)
+    header.pop("__metadata__", None)
+    try:
+        entries = {name: _entry(file, name, value) for name, value in header.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, str(error)) from None
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].bytes)):
+        if entry.start != end:
+            raise _damaged(file, f"{name} starts at {entry.start}, expected {end}")
+        end += entry.bytes
+    if end != size:
+        raise _damaged(file, f"{size} bytes of data, expected {end}")
+    return entries
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The text that a safetensors file carries beside its tensors; see `open_file`."""
+    header, _ = _header(file)
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _damaged(file, "metadata that is not text")
+    return metadata
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header, and how many bytes of data follow it."""
     if not contained(file, file.parent.parent):
         raise UnsafeCheckpointError(f"{file} is a link to outside the model folder")
     try:
@@ -258,19 +288,7 @@ def open_file(file: Path) -> dict[str, TensorEntry]:
             header = _json_object(stream.read(length), file)
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing") from None
-    header.pop("__metadata__", None)
-    try:
-        entries = {name: _entry(file, name, value) for name, value in header.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, str(error)) from None
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].bytes)):
-        if entry.start != end:
-            raise _damaged(file, f"{name} starts at {entry.start}, expected {end}")
-        end += entry.bytes
-    if end != size - 8 - length:
-        raise _damaged(file, f"{size - 8 - length} bytes of data, expected {end}")
-    return entries
+    return header, size - 8 - length
 
 
 def _entry(file: Path, name: str, value: dict[str, Any]) -> TensorEntry:
@@ -322,6 +340,7 @@ def write_tensors(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``tensors`` as safetensors in ``folder``, whole or not at all.
 
@@ -331,6 +350,7 @@ def write_tensors(
         name: of the file, or what the names of several are made from.
         dtype: stored dtype of all tensors; None keeps each tensor's own.
         shard_bytes: more than this goes into several files with an index.
+        metadata: text that goes into the header of every file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups = _groups(tensors, dtype, shard_bytes)
@@ -344,7 +364,7 @@ def write_tensors(
             draft = folder / f".{file}.draft"
             drafts.append((draft, folder / file))
             plain = {key: tensors[key].detach().to("cpu", dtype).contiguous() for key in keys}
-            save_file(plain, draft, metadata={"format": "pt"})
+            save_file(plain, draft, metadata={"format": "pt", **(metadata or {})})
         for draft, path in drafts:
             draft.replace(path)
     finally:

@@ -36,7 +36,11 @@ class Patch(nn.Module):
         cells = x.unflatten(4, (-1, x_)).unflatten(3, (-1, y)).unflatten(2, (-1, t))
         # [B, C, T, t, Y, y, X, x] -> [B, T, Y, X, C, t, y, x]
         cells = cells.permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return F.linear(cells.flatten(4).flatten(1, 3), self.weight.flatten(1), self.bias)
+        return self.embed(cells.flatten(4).flatten(1, 3))
+
+    def embed(self, cells: Tensor) -> Tensor:
+        """``[B, tokens, C * t * y * x]`` to ``[B, tokens, D]``."""
+        return F.linear(cells, self.weight.flatten(1), self.bias)
 
 
 class Patches(nn.Module):

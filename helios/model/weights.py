@@ -132,7 +132,7 @@ def load_transformer(
         device=device,
         dtype=lambda name: torch.float32 if name in kept else dtype,
         rename=names,
-        convert=_gain_to_ours,
+        convert=gain_to_ours,
     )
     return model.eval()
 
@@ -183,21 +183,21 @@ def save_transformer(
         CheckpointError: if a history gain has left the range the published form can hold.
     """
     tensors = {
-        published_name(name): _gain_to_published(name, parameter.detach())
+        published_name(name): gain_to_published(name, parameter.detach())
         for name, parameter in model.named_parameters()
     }
     write_tensors(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
     write_json(folder / "config.json", model.config.to_json())
 
 
-def _gain_to_ours(name: str, value: Tensor) -> Tensor:
+def gain_to_ours(name: str, value: Tensor) -> Tensor:
     """Published ``1 + 9 sigmoid(q)`` as our ``exp(p)`` (training.md, 0.2); others unchanged."""
     if not name.endswith("history_gain"):
         return value
     return torch.log1p((_MAX_GAIN - 1) * value.double().sigmoid()).to(value.dtype)
 
 
-def _gain_to_published(name: str, value: Tensor) -> Tensor:
+def gain_to_published(name: str, value: Tensor) -> Tensor:
     """The inverse; a gain of exactly 1 becomes minus infinity, which reads back as 1."""
     if not name.endswith("history_gain"):
         return value
