@@ -2,6 +2,8 @@
 
 from helios.model.config import TransformerConfig
 from helios.model.initial import init_memory_patches, reset_parameters
+from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_adapter
+from helios.model.lora_file import load_adapter, save_adapter
 from helios.model.transformer import HeliosTransformer
 from helios.model.weights import (
     cast,
@@ -14,15 +16,22 @@ from helios.model.weights import (
 )
 
 __all__ = [
+    "Adapter",
+    "Adapters",
     "HeliosTransformer",
+    "LoraConfig",
     "TransformerConfig",
+    "adapters_of",
     "cast",
     "check_transformer",
     "empty_transformer",
     "fp32_names",
     "init_memory_patches",
+    "load_adapter",
     "load_transformer",
+    "new_adapter",
     "published_name",
     "reset_parameters",
+    "save_adapter",
     "save_transformer",
 ]
