@@ -29,6 +29,7 @@ from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
+from helios.pipeline.extend import extend
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
 from helios.pipeline.session import KEPT_CHUNKS, Session, StreamState, resume
@@ -155,6 +156,33 @@ class Pipeline:
             ValueError: if this model, device, dtype or its settings are not those of the session.
         """
         return resume(self, path, num_frames=num_frames, callback=callback, keep=keep)
+
+    def extend(
+        self,
+        clip: Video | str | Path | NDArray[np.uint8],
+        prompt: Any = None,
+        *,
+        include_clip: bool = False,
+        **fields: Any,
+    ) -> Video | list[Video]:
+        """Continue a clip: what ``pipe(prompt, video=clip)`` makes, with the clip before it or not.
+
+        Args:
+            clip: a video of this library, a video file, or ``uint8 [T, H, W, 3]``.
+            prompt: what is to come; if not given, the last prompt in the clip's own settings.
+            include_clip: whether the frames of the result begin with those of the clip, in the
+                size of the result and, unless ``fps`` is given, at the clip's rate.
+            fields: the other fields of ``Request``; ``num_frames`` counts new frames only.
+
+        Returns:
+            The video, or a list of them if ``num_videos`` is more than one. Its latents are those
+            of the new frames; ``settings["clip_frames"]`` says how many frames are the clip's.
+
+        Raises:
+            InputError: if the clip cannot be read, or nobody says what is to come.
+            ValueError: for a field that is wrong.
+        """
+        return extend(self, clip, prompt, include_clip=include_clip, **fields)
 
     def settings(self, request: Request) -> dict[str, Any]:
         """What ``request`` comes to with this model, ready for JSON: embedded in files."""

@@ -303,11 +303,11 @@ def test_another_model_is_refused(
         module = other.codec.network if part == "codec" else getattr(other, part)
         with torch.no_grad():
             list(module.parameters())[-1].add_(0.5)
-        with pytest.raises(ValueError, match=r"made by other weights \('small', cpu float32\)"):
+        with pytest.raises(ValueError, match=r"made by other weights .*'small', cpu float32"):
             other.resume(saved)
     rounded: Pipeline = make_pipeline()
     rounded.transformer.to(torch.bfloat16)
-    with pytest.raises(ValueError, match="load the same model, device and dtype"):
+    with pytest.raises(ValueError, match="load the same model"):
         rounded.resume(saved)
 
 
