@@ -246,7 +246,7 @@ class Adapters:
     def __init__(self, model: HeliosTransformer) -> None:
         self._model = model
         self._held: dict[str, tuple[Adapter, float]] = {}
-        self._acting: frozenset[str] | None = None
+        self._chosen: frozenset[str] | None = None
         self._base: dict[str, nn.Parameter] = {}
         self._originals: dict[str, Tensor] | None = None
 
@@ -254,6 +254,11 @@ class Adapters:
     def scales(self) -> dict[str, float]:
         """Scale by name, in the order they were added."""
         return {name: scale for name, (_, scale) in self._held.items()}
+
+    @property
+    def acting(self) -> list[tuple[Adapter, float]]:
+        """The adapters that change something now, with their scales."""
+        return self._acting_of(self._held)
 
     @property
     def merged(self) -> bool:
@@ -270,10 +275,16 @@ class Adapters:
         Raises:
             ValueError: if the name is taken, or the adapter does not fit; nothing is changed.
         """
-        if name in self._held:
-            raise ValueError(f"an adapter named {name!r} is there already; take another name")
+        self.check_new(name, scale)
         self._check_fit(adapter)
         self._change({**self._held, name: (adapter, _checked(scale))})
+
+    def check_new(self, name: str, scale: float = 1.0) -> None:
+        """Refuse what :meth:`add` would refuse whatever the adapter."""
+        if name in self._held:
+            raise ValueError(f"an adapter named {name!r} is there already; take another name")
+        _checked(scale)
+        self._refuse_merged()
 
     def remove(self, name: str) -> Adapter:
         """Take an adapter away; what is left is as if it had never been there."""
@@ -292,13 +303,13 @@ class Adapters:
         self._refuse_merged()
         for name in names:
             self._get(name)
-        before = self._acting
-        self._acting = frozenset(names)
+        before = self._chosen
+        self._chosen = frozenset(names)
         try:
             self._apply(self._effect(self._held))
             yield
         finally:
-            self._acting = before
+            self._chosen = before
             self._apply(self._effect(self._held))
 
     @torch.no_grad()
@@ -314,6 +325,19 @@ class Adapters:
         own = self.base_parameters()
         changed = [f"{name}.weight" for name in effect.terms] + list(effect.tensors)
         originals = {n: own[n].detach().to("cpu", copy=True) for n in changed} if keep else {}
+        try:
+            self._fold(effect, own)
+        except BaseException:
+            for name, value in originals.items():
+                own[name].copy_(value)
+            raise
+        self._apply(_Effect(terms={}, tensors={}))
+        if keep:
+            self._originals = originals
+        else:
+            self._held = {}
+
+    def _fold(self, effect: _Effect, own: Mapping[str, nn.Parameter]) -> None:
         # Factors come on top of a whole tensor of the same layer, as they do when both act.
         for name, tensor in effect.tensors.items():
             own[name].copy_(tensor)
@@ -324,11 +348,6 @@ class Adapters:
                 scale * factors.difference().view_as(weight) for factors, scale in terms
             )
             weight.copy_(total)
-        self._apply(_Effect(terms={}, tensors={}))
-        if keep:
-            self._originals = originals
-        else:
-            self._held = {}
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -373,14 +392,9 @@ class Adapters:
         self._apply(effect)
 
     def _effect(self, held: Mapping[str, tuple[Adapter, float]]) -> _Effect:
-        acting = [
-            (adapter, scale)
-            for name, (adapter, scale) in held.items()
-            if scale and (self._acting is None or name in self._acting)
-        ]
         terms: dict[str, tuple[tuple[Factors, float], ...]] = {}
         whole: dict[str, list[tuple[nn.Parameter, float]]] = {}
-        for adapter, scale in acting:
+        for adapter, scale in self._acting_of(held):
             for name, factors in adapter.factors.items():
                 terms[name] = (*terms.get(name, ()), (factors, scale))
             for name, tensor in adapter.tensors.items():
@@ -388,6 +402,10 @@ class Adapters:
         own = self.base_parameters()
         tensors = {name: _combined(name, own[name], parts) for name, parts in whole.items()}
         return _Effect(terms=terms, tensors=tensors)
+
+    def _acting_of(self, held: Mapping[str, tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
+        chosen = held.keys() if self._chosen is None else self._chosen
+        return [pair for name, pair in held.items() if pair[1] and name in chosen]
 
     def _apply(self, effect: _Effect) -> None:
         for name, layer in layers_of(self._model).items():

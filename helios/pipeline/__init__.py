@@ -1,5 +1,6 @@
 """One request, streamed: from text, image or video to chunks of frames."""
 
+from helios.pipeline.adapters import check_lora
 from helios.pipeline.build import (
     BUNDLED,
     ModelFolder,
@@ -37,6 +38,7 @@ __all__ = [
     "Session",
     "Video",
     "available_memory",
+    "check_lora",
     "cpu_bfloat16",
     "find_model",
     "inspect_model",

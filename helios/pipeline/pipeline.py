@@ -29,6 +29,7 @@ from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
+from helios.pipeline.adapters import LoraLoading
 from helios.pipeline.extend import extend
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 
-class Pipeline:
+class Pipeline(LoraLoading):
     """A ready model: makes videos from requests.
 
     Args:
@@ -68,6 +69,7 @@ class Pipeline:
         *,
         name: str = "",
     ) -> None:
+        super().__init__()
         self.transformer = transformer
         self.codec = codec
         self.text_encoder = text_encoder
@@ -190,10 +192,14 @@ class Pipeline:
         return self.describe(request, resolved, request.seed)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the published folder layout, whole or not at all; see ``helios.pipeline.save``."""
+        """Write the published folder layout, whole or not at all; see ``helios.pipeline.save``.
+
+        A loaded LoRA is no part of the model; ``merge_loras`` makes it one.
+        """
         from helios.pipeline.build import save
 
-        return save(self, Path(folder), overwrite=overwrite)
+        with self._without_loras():
+            return save(self, Path(folder), overwrite=overwrite)
 
     def describe(self, request: Request, resolved: Resolved, seed: int | None) -> dict[str, Any]:
         """What a resolved request came to, ready for JSON."""
@@ -209,6 +215,8 @@ class Pipeline:
                 settings[field] = Path(value).name
             elif value is not None:
                 settings[field] = "array"
+        if self.loras:
+            settings["lora"] = self.loras
         return settings
 
     def _video(
@@ -406,7 +414,8 @@ class Pipeline:
         if resolved.guidance is not None and negative is not None:
             against = self._denoiser(negative, window)
             denoiser = guide(denoiser, against, resolved.guidance, rounding)
-        return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
+        with self._weights:
+            return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
 
     def _denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:

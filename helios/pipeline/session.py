@@ -23,6 +23,7 @@ from helios.conditioning import PromptTrack
 from helios.errors import CheckpointCorruptError, InputError
 from helios.geometry import CHUNK_FRAMES, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History
+from helios.model import adapters_of
 from helios.pipeline.request import Chunk, Request, Resolved
 from helios.storage import read_tensors, write_tensors
 
@@ -264,7 +265,9 @@ _NOT_SAVED = frozenset(
     }
 )
 """Fields of a request that are in the state by then, or belong to the caller."""
-_MAY_DIFFER = frozenset({"helios", "model", "prompt", "image", "video", "num_frames", "seed"})
+_MAY_DIFFER = frozenset(
+    {"helios", "model", "prompt", "image", "video", "num_frames", "seed", "lora"}
+)
 """Settings that do not change how the next chunk is made."""
 
 
@@ -339,7 +342,8 @@ class _Saved:
             raise ValueError(
                 f"session {self.path} was made by other weights "
                 f"({self.settings.get('model')!r}, {self.settings.get('device')} "
-                f"{self.settings.get('dtype')}); load the same model, device and dtype to resume it"
+                f"{self.settings.get('dtype')}); "
+                "load the same model, LoRA, device and dtype to resume it"
             )
 
     def request(self, num_frames: int | None, callback: Callable[[Chunk], None] | None) -> Request:
@@ -429,11 +433,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _fingerprint(pipeline: Pipeline) -> str:
-    """A digest of where and in what the model computes, and of samples of every weight."""
+    """A digest of where and in what the model computes; samples of all weights and adapters."""
     digest = hashlib.sha256(f"{pipeline.device.type} {pipeline.dtype}".encode())
     for module in (pipeline.transformer, pipeline.codec.network, pipeline.text_encoder):
         if module is not None:
             digest.update(_sampled(module))
+    for adapter, scale in adapters_of(pipeline.transformer).acting:
+        gains = [factors.gain for factors in adapter.factors.values()]
+        digest.update(f"{scale} {gains}".encode() + _sampled(adapter))
     return digest.hexdigest()
 
 
