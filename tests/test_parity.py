@@ -307,7 +307,7 @@ NAMES = {
 def table(sides: Sides) -> str:
     """The table of ``docs/parity.md``."""
     lines = [
-        "| checkpoint | guidance | cases | latents, worst | frames, worst | bf16 | bf16, `compat` |",
+        "| checkpoint | guidance | cases | latents | frames | bf16 | bf16, `compat` |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind, name in NAMES.items():
