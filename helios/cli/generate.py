@@ -7,11 +7,12 @@ Everything that can be refused is refused before a weight is loaded; the file gr
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -60,6 +61,12 @@ def generate(
         int | None, typer.Option(help="How many, with seeds SEED, SEED+1 …: out-1.mp4 …")
     ] = None,
     fps: Annotated[int | None, typer.Option(help="Playback rate.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter FILE, or FILE:SCALE such as style.safetensors:0.8 (repeatable)."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     script: Annotated[
@@ -99,7 +106,8 @@ def generate(
     values |= dict(parse_setting(text) for text in settings or [])
     if sum(source is not None for source in (prompt, script, batch)) > 1:
         raise ValueError("give only one of a prompt, --script and --batch")
-    run = Run(model, device, dtype, overwrite=overwrite, json_output=json_output)
+    loras = [parse_lora(text) for text in lora or []]
+    run = Run(model, device, dtype, loras, overwrite=overwrite, json_output=json_output)
     if batch is not None:
         run.batch(batch, values, output)
         return
@@ -127,13 +135,23 @@ class Run:
     """A model and how results are written; the weights are loaded with the first video."""
 
     def __init__(
-        self, model: str, device: str, dtype: str, *, overwrite: bool, json_output: bool
+        self,
+        model: str,
+        device: str,
+        dtype: str,
+        loras: Sequence[tuple[Path, float]] = (),
+        *,
+        overwrite: bool,
+        json_output: bool,
     ) -> None:
-        from helios.pipeline import inspect_model, pick_device, pick_dtype
+        from helios.pipeline import check_lora, inspect_model, pick_device, pick_dtype
 
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.model: ModelFolder = inspect_model(model)
+        self.loras = loras
+        for file, _ in loras:
+            check_lora(file, self.model.folder)
         self.overwrite = overwrite
         self.json_output = json_output
         self._pipeline: Pipeline | None = None
@@ -244,7 +262,11 @@ class Run:
         if self._pipeline is None:
             from helios.pipeline import load_inspected
 
-            self._pipeline = load_inspected(self.model, self.device, self.dtype)
+            pipeline = load_inspected(self.model, self.device, self.dtype)
+            for number, (file, scale) in enumerate(self.loras, 1):
+                name = file.stem if file.stem not in pipeline.loras else f"{file.stem}-{number}"
+                pipeline.load_lora(file, name, scale)
+            self._pipeline = pipeline
         return self._pipeline
 
 
@@ -265,6 +287,21 @@ def parse_steps(text: str) -> int | tuple[int, ...]:
     except ValueError:
         raise ValueError(f"--steps must be a number or 2,2,2, got {text!r}") from None
     return counts[0] if len(counts) == 1 else counts
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """A file and how much it counts: ``FILE`` or ``FILE:SCALE``."""
+    file, colon, number = text.rpartition(":")
+    try:
+        scale = float(number) if colon else 1.0
+    except ValueError:
+        # A colon of the path itself.
+        file, scale = text, 1.0
+    if not colon or Path(text).exists():
+        file, scale = text, 1.0
+    if not file or not math.isfinite(scale):
+        raise ValueError(f"--lora must be FILE or FILE:SCALE such as a.safetensors:0.8: {text!r}")
+    return Path(file), scale
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
