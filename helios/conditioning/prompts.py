@@ -186,6 +186,22 @@ class PromptTrack:
             (*self.changes[:kept], (chunk, check_prompt(text))), (*self.transitions[:kept], length)
         )
 
+    def since(self, chunk: int) -> PromptTrack:
+        """The same from ``chunk`` on, without the changes that no longer show there.
+
+        An endless stream with live prompts thus never carries its whole past along.
+        """
+        first = 0
+        for index in range(1, self._index(chunk) + 1):
+            start, length = self.changes[index][0], self.transitions[index]
+            after = self.changes[index + 1][0] if index + 1 < len(self.changes) else chunk + 1
+            if start + max(length, 1) <= min(after, chunk + 1):
+                first = index
+        if first == 0:
+            return self
+        changes = ((0, self.changes[first][1]), *self.changes[first + 1 :])
+        return PromptTrack(changes, (0, *self.transitions[first + 1 :]))
+
     def blend(self, chunk: int) -> Blend:
         """The mixture of prompts at ``chunk``.
 

@@ -147,7 +147,7 @@ class Session:
 
     @property
     def track(self) -> PromptTrack | None:
-        """The prompts, given ones and live ones; none if embeddings were given."""
+        """The prompts from the oldest kept chunk on; none if embeddings were given."""
         return self._states[-1].track
 
     @property
@@ -181,7 +181,8 @@ class Session:
             lands = state.index + self._making
             if state.track is not None:
                 track = state.track.changed(lands, text, transition_chunks)
-                self._states[-1] = replace(state, track=track)
+                # What came before the oldest border that is kept can never be shown again.
+                self._states[-1] = replace(state, track=track.since(self._states[0].index))
         return lands
 
     def stop(self) -> None:

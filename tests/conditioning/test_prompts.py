@@ -94,6 +94,21 @@ def test_a_mixture_stays_short_however_often_it_is_interrupted() -> None:
     assert sum(shares(blend).values()) == pytest.approx(1.0)
 
 
+def test_forgetting_the_past_changes_nothing_from_there_on() -> None:
+    track = PromptTrack.parse("a")
+    for start, text, length in ((2, "b", 3), (3, "c", 0), (6, "d", 4), (8, "e", 3), (9, "f", 5)):
+        track = track.changed(start, text, length)
+    for chunk in range(16):
+        short = track.since(chunk)
+        for later in range(chunk, 18):
+            assert short.blend(later) == track.blend(later)
+            assert short.at(later) == track.at(later)
+    assert track.since(0) is track.since(2) is track
+    assert track.since(5).changes == ((0, "c"), (6, "d"), (8, "e"), (9, "f"))
+    assert track.since(8).changes == track.since(12).changes == track.since(5).changes
+    assert track.since(13) == PromptTrack.parse("f")
+
+
 @pytest.mark.parametrize("length", [-1, 1.5, True, 1001])
 def test_unusable_transitions_are_refused(length: object) -> None:
     for call in (PromptTrack.parse("a").changed, lambda chunk, *args: PromptTrack.parse(*args)):

@@ -91,6 +91,17 @@ def test_a_live_prompt_is_a_scripted_one(pipeline: Pipeline) -> None:
     assert not torch.equal(chunks[3].latents, plain[3].latents)
 
 
+def test_a_prompt_forgotten_or_not_shows_the_same(pipeline: Pipeline) -> None:
+    def play(keep: int) -> list[Chunk]:
+        session, chunks = pipeline.session(asked(num_frames=None), keep=keep), []
+        for text, length in ((B, 3), (C, 2), (A, 4), (C, 3)):
+            session.prompt(text, length)
+            chunks += take(session, 2)
+        return chunks
+
+    assert same(play(0), play(20))
+
+
 def test_the_last_prompt_stays_and_calls_before_a_chunk_replace_each_other(
     pipeline: Pipeline,
 ) -> None:
@@ -437,8 +448,11 @@ def test_what_a_session_carries_does_not_grow(pipeline: Pipeline, tmp_path: Path
     session = pipeline.session(asked(num_frames=None), keep=0)
     sizes = []
     for index in range(4):
+        session.prompt([A, B][index % 2], 0)
         take(session, 1)
         session.save(tmp_path / "s.safetensors")
+        assert session.track is not None
+        assert len(session.track.changes) <= 2
         sizes.append((tmp_path / "s.safetensors").stat().st_size)
         assert session.kept == range(index + 1, index + 2)
     assert max(sizes) - min(sizes) < 64
