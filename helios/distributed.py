@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from helios.errors import PeerError
+
 __all__ = ["World", "join", "pick_device"]
 
 TIMEOUT = timedelta(minutes=10)
@@ -99,6 +101,9 @@ def join(device: str = "auto") -> Iterator[World]:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N"; under ``torchrun`` each rank takes the GPU of
             its local rank.
+
+    Raises:
+        PeerError: if a rank that others wait for has ended, or does not answer for ten minutes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -111,5 +116,22 @@ def join(device: str = "auto") -> Iterator[World]:
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield World(device=place, rank=dist.get_rank(), size=size)
-    finally:
+    except RuntimeError as error:
+        if not _is_about_peers(error):
+            dist.destroy_process_group()
+            raise
+        # The group is left as it is: taking it apart would wait for the one that is gone.
+        first = str(error).partition("\n")[0]
+        raise PeerError(
+            f"another process of this run has ended or does not answer ({first}); the reason is in "
+            "its own output; go on with --resume auto"
+        ) from error
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _is_about_peers(error: RuntimeError) -> bool:
+    """Whether a collective failed: gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)

@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointError",
     "DivergedError",
     "InputError",
+    "PeerError",
     "ResumableError",
     "UnsafeCheckpointError",
 ]
@@ -36,3 +37,7 @@ class DivergedError(ArithmeticError):
 
 class ResumableError(RuntimeError):
     """Work that was told to stop and can go on from where it is (exit 75)."""
+
+
+class PeerError(RuntimeError):
+    """Another process of a distributed run is gone or does not answer (exit 9)."""

@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from helios.errors import CheckpointError, DivergedError, InputError, ResumableError
+from helios.errors import CheckpointError, DivergedError, InputError, PeerError, ResumableError
 
 __all__ = ["CommandError", "exit_code", "explain"]
 
@@ -28,6 +28,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (InputError, 3),
     (CheckpointError, 4),
     (DivergedError, 7),
+    (PeerError, 9),
     (ResumableError, 75),
     (OSError, 6),
     (ValueError, 2),

@@ -2,7 +2,13 @@
 
 from helios.presets import generation, models
 from helios.presets.overrides import override
-from helios.presets.training import TRAINING_PRESETS, tiny_codec, tiny_stage1, training_preset
+from helios.presets.training import (
+    TRAINING_PRESETS,
+    tiny_codec,
+    tiny_codec_smooth,
+    tiny_stage1,
+    training_preset,
+)
 
 __all__ = [
     "TRAINING_PRESETS",
@@ -10,6 +16,7 @@ __all__ = [
     "models",
     "override",
     "tiny_codec",
+    "tiny_codec_smooth",
     "tiny_stage1",
     "training_preset",
 ]

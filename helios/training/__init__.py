@@ -5,12 +5,13 @@ from helios.training.config import RunConfig, TrainingConfig, to_json
 from helios.training.optim import OptimizerConfig, learning_rate
 from helios.training.run import train
 from helios.training.stage import Stage, StageConfig
-from helios.training.stage1 import NoiseLaw, Stage1, Stage1Config, TextSize, find_codec
+from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config, TextSize, find_codec
 from helios.training.trainer import Trainer
 
 __all__ = [
     "CodecStage",
     "CodecStageConfig",
+    "Emphasis",
     "NoiseLaw",
     "OptimizerConfig",
     "RunConfig",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from helios.codec import AutoencoderConfig, Codec, Reconstruction, WanAutoencoder, save_codec
+from helios.codec import AutoencoderConfig, Codec, WanAutoencoder, load_codec, save_codec
 from helios.data import RingConfig, SceneFrames, to_frames
 from helios.distributed import World
+from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
 from helios.training.sheet import write_sheet
+from helios.training.stage1 import find_codec
 
 __all__ = ["CodecStage", "CodecStageConfig", "Psnr", "measure_psnr", "reconstruction_loss"]
 
@@ -29,6 +32,8 @@ class CodecStageConfig:
 
     Attributes:
         autoencoder: what is trained; its latent statistics are measured at the end.
+        initial: folder of an autoencoder that training starts from: itself, or a model or run
+            folder that holds one.
         data: pictures and their ring.
         short_frames: frames of a window in the first part of the run; 1 + a multiple of 4.
         short_batch: windows per batch there.
@@ -38,11 +43,17 @@ class CodecStageConfig:
         gradient_weight: of the absolute error of differences between neighbouring pixels.
         square_weight: of the squared error.
         kl_weight: of the divergence from a standard normal, per latent element.
+        latent_noise: highest share of each channel's deviation that is added to the latents as
+            noise before decoding, uniform from 0 per clip; what is small beside it is not worth
+            encoding.
+        scale_weight: of the absolute error between the frames at half size and what latents at half
+            size decode to; it keeps fine detail from hiding in fine patterns of latents.
         statistics_clips: clips that the latent statistics are measured on.
         validation_clips: clips of unseen attribute combinations for the report; 0: no report.
     """
 
     autoencoder: AutoencoderConfig
+    initial: Path | None = None
     data: RingConfig = field(default_factory=RingConfig)
     short_frames: int = 17
     short_batch: int = 16
@@ -52,6 +63,8 @@ class CodecStageConfig:
     gradient_weight: float = 0.5
     square_weight: float = 4.0
     kl_weight: float = 1e-4
+    latent_noise: float = 0.0
+    scale_weight: float = 0.0
     statistics_clips: int = 256
     validation_clips: int = 64
 
@@ -72,12 +85,17 @@ class CodecStageConfig:
             raise ValueError(f"short_share must be from 0 to 1, got {self.short_share}")
         if self.moving_weight < 1:
             raise ValueError(f"moving_weight must be at least 1, got {self.moving_weight}")
-        for name in ("gradient_weight", "square_weight", "kl_weight"):
+        weights = ("gradient_weight", "square_weight", "kl_weight", "latent_noise", "scale_weight")
+        for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def build(self, world: World, *, seed: int, compiled: bool) -> CodecStage:
-        """The stage with a fresh autoencoder."""
+        """The stage with a fresh or given autoencoder.
+
+        Raises:
+            CheckpointError: if ``initial`` holds none, or one of another shape.
+        """
         return CodecStage(self, world, seed=seed, compiled=compiled)
 
 
@@ -186,7 +204,7 @@ class CodecStage:
         self.config = config
         self._device = world.device
         torch.manual_seed(seed)
-        network = WanAutoencoder(config.autoencoder).to(world.device)
+        network = _network(config).to(world.device)
         self._measure: Callable[..., Terms] = reconstruction_loss
         if compiled:
             network.compile_norms()
@@ -214,22 +232,36 @@ class CodecStage:
     def loss(self, batch: Windows) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Weighted sum of the reconstruction's errors and the divergence."""
         config, frames = self.config, batch.frames
-        ratio, cell = config.autoencoder.temporal_ratio, config.autoencoder.spatial_ratio
-        count, _, length, height, width = frames.shape
-        shape = (count, config.autoencoder.z_dim, 1 + (length - 1) // ratio)
-        noise = torch.randn(
-            *shape, height // cell, width // cell, generator=self._noise, device=self._device
-        )
-        made: Reconstruction = self.model(frames, noise)
+        network = cast(WanAutoencoder, self.model)
+        mean, logvar = network.posterior(frames)
+        latents = mean + (0.5 * logvar).exp() * self._normal(mean.shape)
+        if config.latent_noise:
+            latents = latents + self._disturbance(latents.detach().float())
+        made = network.decode(latents)
         with torch.autocast(self._device.type, enabled=False):
-            terms = self._measure(frames, made.frames, made.mean, made.logvar, config.moving_weight)
+            terms = self._measure(frames, made, mean, logvar, config.moving_weight)
         loss = (
             terms.absolute
             + config.gradient_weight * terms.gradient
             + config.square_weight * terms.square
             + config.kl_weight * terms.kl
         )
-        return loss, terms._asdict()
+        scalars = terms._asdict()
+        if config.scale_weight:
+            small = network.decode(F.avg_pool3d(latents.float(), (1, 2, 2))).float()
+            scalars["scale"] = (small - F.avg_pool3d(frames, (1, 2, 2))).abs().mean()
+            loss = loss + config.scale_weight * scalars["scale"]
+        return loss, scalars
+
+    def _normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self._noise, device=self._device)
+
+    def _disturbance(self, latents: Tensor) -> Tensor:
+        """Noise in proportion to each channel's deviation, by another share for every clip."""
+        deviation = latents.std(dim=(0, 2, 3, 4), keepdim=True)
+        shape = (len(latents), 1, 1, 1, 1)
+        share = torch.rand(shape, generator=self._noise, device=self._device)
+        return self.config.latent_noise * share * deviation * self._normal(latents.shape)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Position in the scenes and the noise generator."""
@@ -251,15 +283,22 @@ class CodecStage:
             rows += [clip[index : index + 1], _round_trip(codec, clip[index : index + 1])]
         write_sheet(folder / "reconstruction.png", [row[0].cpu().numpy() for row in rows])
 
-    def save(self, averaged: nn.Module, folder: Path) -> dict[str, float]:
-        """Measure the latents, write ``folder/vae`` in float16, and report on unseen scenes."""
+    def save(self, averaged: nn.Module, folder: Path) -> None:
+        """Measure the latents and write ``folder/vae`` in float16."""
         codec = self._with_statistics(cast(WanAutoencoder, averaged))
         save_codec(codec, folder / "vae", dtype=torch.float16)
-        return self._report(codec)
+
+    def measure(self, averaged: nn.Module) -> dict[str, float]:
+        """Peak signal-to-noise ratios on unseen scenes."""
+        return self._report(Codec(cast(WanAutoencoder, averaged)))
 
     @torch.no_grad()
     def _with_statistics(self, network: WanAutoencoder) -> Codec:
-        """The codec whose latents have mean 0 and deviation 1 per channel over whole windows."""
+        """The codec whose latents have mean 0 and deviation 1 per channel over whole windows.
+
+        The posterior's own variance counts: a channel that says nothing has a mean near 0
+        everywhere, and dividing by that alone would blow its rounding up to a signal.
+        """
         plain = Codec(network)
         size = self.config.data.group
         total = torch.zeros(2, network.config.z_dim, dtype=torch.float64, device=self._device)
@@ -267,12 +306,13 @@ class CodecStage:
         for index in range(math.ceil(self.config.statistics_clips / size)):
             (clip,) = self._data.group(index)
             for part in clip.split(4):
-                mean, _ = plain.network.posterior(to_frames(part))
+                mean, logvar = plain.network.posterior(to_frames(part))
                 wide = mean.double()
-                total += torch.stack((wide.sum((0, 2, 3, 4)), wide.square().sum((0, 2, 3, 4))))
+                square = wide.square() + logvar.double().exp()
+                total += torch.stack((wide.sum((0, 2, 3, 4)), square.sum((0, 2, 3, 4))))
                 elements += mean.numel() // mean.shape[1]
-        mean, square = (total / elements).cpu()
-        return plain.with_statistics(mean.tolist(), (square - mean.square()).sqrt().tolist())
+        mean, second = (total / elements).cpu()
+        return plain.with_statistics(mean.tolist(), (second - mean.square()).sqrt().tolist())
 
     def _report(self, codec: Codec) -> dict[str, float]:
         size, wanted = self.config.data.group, self.config.validation_clips
@@ -300,6 +340,20 @@ class CodecStage:
             split="test",
             compiled=self._compiled,
         )
+
+
+def _network(config: CodecStageConfig) -> WanAutoencoder:
+    """A fresh autoencoder, or the given one."""
+    network = WanAutoencoder(config.autoencoder)
+    if config.initial is not None:
+        given = load_codec(find_codec(config.initial))
+        statistics = {name: getattr(given.config, name) for name in ("latents_mean", "latents_std")}
+        if replace(config.autoencoder, **statistics) != given.config:
+            raise CheckpointError(
+                f"{config.initial} has an autoencoder of another shape than stage.autoencoder"
+            )
+        network.load_state_dict(given.network.state_dict())
+    return network
 
 
 def _round_trip(codec: Codec, clip: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from helios.distributed import join
 from helios.training import checkpoint
 from helios.training.config import RunConfig
+from helios.training.lock import only_trainer
 from helios.training.trainer import Trainer
 
 __all__ = ["train"]
@@ -31,17 +32,19 @@ def train(
         What the stage measured of its result.
 
     Raises:
-        FileExistsError: if ``out`` holds a run and ``resume`` is not given.
+        FileExistsError: if ``out`` holds a run and ``resume`` is not given, or if another process
+            trains there.
         CheckpointError: if there is nothing whole to resume from.
         DivergedError: if a loss or gradient is not finite.
         ResumableError: after SIGTERM.
+        PeerError: if another rank is gone.
     """
     folder = out / "checkpoints"
     if resume is None and any(folder.glob("step-*")):
         raise FileExistsError(
             f"{out} holds a run already: go on with --resume auto, or choose another --out"
         )
-    with join(device) as world:
+    with join(device) as world, only_trainer(out, world):
 
         def say(line: str) -> None:
             if world.is_main:

@@ -45,8 +45,12 @@ class Stage(Protocol):
         """Write samples that ``averaged``, a copy of the model, makes."""
         ...
 
-    def save(self, averaged: nn.Module, folder: Path) -> dict[str, float]:
-        """Write the result in the published layout; returns what was measured on the way."""
+    def save(self, averaged: nn.Module, folder: Path) -> None:
+        """Write ``averaged`` as a result in the published layout, quickly."""
+        ...
+
+    def measure(self, averaged: nn.Module) -> dict[str, float]:
+        """What the result is worth, on data that training never shows."""
         ...
 
 

@@ -28,7 +28,7 @@ from helios.model import HeliosTransformer, TransformerConfig, load_transformer,
 from helios.pipeline import GenerationConfig, Pipeline, Video
 from helios.training.sheet import write_sheet
 
-__all__ = ["NoiseLaw", "Stage1", "Stage1Config", "TextSize"]
+__all__ = ["Emphasis", "NoiseLaw", "Stage1", "Stage1Config", "TextSize"]
 
 TIMESTEPS = 1000.0
 STORED = torch.float16
@@ -54,6 +54,59 @@ class NoiseLaw:
             raise ValueError(f"mean must be finite and std positive, got {self.mean}, {self.std}")
         if not 0 <= self.uniform_share <= 1:
             raise ValueError(f"uniform_share must be from 0 to 1, got {self.uniform_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emphasis:
+    """How much more some errors count; the weights of a batch have mean 1. Off as it stands.
+
+    A weight may depend on the noise level as it likes. One that depends on the clean latents moves
+    the optimum wherever the model still guesses, so that of what moves fades in with the share of
+    the clean latents, ``1 - sigma``: once the model can see what moves, little is moved.
+
+    Attributes:
+        moving: a latent at rest counts 1, one that moves up to this much.
+        threshold: a latent moves if, in the mean over channels, its distance from its mean over
+            the section is more than this many deviations.
+        snr_limit: weight ``min(snr, limit) / limit`` with ``snr = ((1 - sigma) / sigma)^2``, which
+            takes weight from high noise; None: every noise level counts the same.
+    """
+
+    moving: float = 1.0
+    threshold: float = 0.5
+    snr_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would reward errors."""
+        if not 1 <= self.moving < math.inf:
+            raise ValueError(f"moving must be at least 1, got {self.moving}")
+        if not 0 <= self.threshold < math.inf:
+            raise ValueError(f"threshold must not be negative, got {self.threshold}")
+        if self.snr_limit is not None and not 0 < self.snr_limit < math.inf:
+            raise ValueError(f"snr_limit must be positive, got {self.snr_limit}")
+
+    @property
+    def off(self) -> bool:
+        """Whether every error counts the same."""
+        return self.moving == 1 and self.snr_limit is None
+
+    def weights(self, clean: Tensor, sigma: Tensor) -> Tensor:
+        """Weights of the errors, mean 1, ``[B, 1, T, h, w]``.
+
+        Args:
+            clean: ``[B, C, T, h, w]`` normalised latents.
+            sigma: ``[B]`` noise levels.
+        """
+        level = sigma.view(-1, 1, 1, 1, 1)
+        weight = torch.ones_like(clean[:, :1])
+        if self.moving > 1:
+            distance = (clean - clean.mean(dim=2, keepdim=True)).square().mean(1, keepdim=True)
+            moves = (distance > self.threshold**2).to(clean.dtype)
+            weight = weight + (self.moving - 1) * (1 - level) * moves
+        if self.snr_limit is not None:
+            snr = ((1 - level) / level.clamp_min(1e-4)).square()
+            weight = weight * (snr.clamp_max(self.snr_limit) / self.snr_limit)
+        return weight / weight.mean().clamp_min(1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +150,7 @@ class Stage1Config:
         wordings: of a clip's caption that are kept ready.
         batch: clips per batch and rank.
         noise: how noise levels are drawn.
+        emphasis: how much more some errors count.
         drop: how often the past is shortened.
         corruption: how the past is damaged.
         caption_dropout: share of captions replaced by the empty one, for guidance.
@@ -117,6 +171,7 @@ class Stage1Config:
     wordings: int = 8
     batch: int = 128
     noise: NoiseLaw = field(default_factory=NoiseLaw)
+    emphasis: Emphasis = field(default_factory=Emphasis)
     drop: DropConfig = field(default_factory=DropConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     caption_dropout: float = 0.1
@@ -201,15 +256,20 @@ class Stage1:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean squared error of the velocity, over windows cut from the batch."""
-        each, first = self._errors(self.model, batch, self._noise)
-        count = first.sum()
-        scalars = {"loss_first": (each * first).sum() / count.clamp_min(1)}
-        return each.mean(), scalars
+        error, clean, sigma, first = self._errors(self.model, batch, self._noise)
+        each = error.mean(dim=(1, 2, 3, 4))
+        scalars = {"loss_first": (each * first).sum() / first.sum().clamp_min(1)}
+        if self.config.emphasis.off:
+            return each.mean(), scalars
+        scalars["loss_plain"] = each.mean()
+        return (self.config.emphasis.weights(clean, sigma) * error).mean(), scalars
 
     def _errors(
         self, model: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Error of each sample, ``[B]``, and whether it is a first section, 1 or 0."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Squared errors ``[B, C, T, h, w]``, the clean latents likewise, and per sample the noise
+        level and whether it is a first section, 1 or 0.
+        """
         config, device, size = self.config, self._device, len(batch)
         transformer, text_encoder = _parts(model)
         section = self._sections(size, generator)
@@ -229,8 +289,8 @@ class Stage1:
         tokens = self._dropped(batch.tokens, generator)
         text = text_encoder(tokens, (tokens != 0).long())
         made = transformer(mix(clean, noise, sigma), TIMESTEPS * sigma, text, window)
-        error = (made.float() - velocity(clean, noise)).square().mean(dim=(1, 2, 3, 4))
-        return error, (section == 0).float()
+        error = (made.float() - velocity(clean, noise)).square()
+        return error, clean, sigma, (section == 0).float()
 
     def _sections(self, size: int, generator: torch.Generator) -> Tensor:
         """Which section of its clip each sample learns, ``[B]`` int64."""
@@ -283,10 +343,9 @@ class Stage1:
         for index, video in enumerate(videos):
             video.save(folder / f"{index:02d}.mp4")
 
-    def save(self, averaged: nn.Module, folder: Path) -> dict[str, float]:
-        """Write the whole model in float16, and report the loss on unseen scenes."""
+    def save(self, averaged: nn.Module, folder: Path) -> None:
+        """Write the whole model in float16."""
         self._pipeline(copy.deepcopy(averaged), STORED).save(folder, overwrite=True)
-        return self._report(averaged)
 
     def _networks(self) -> tuple[HeliosTransformer, TextEncoder]:
         config = self.config
@@ -326,7 +385,7 @@ class Stage1:
         return [caption(scene, rng) for scene in scenes]
 
     @torch.no_grad()
-    def _report(self, averaged: nn.Module) -> dict[str, float]:
+    def measure(self, averaged: nn.Module) -> dict[str, float]:
         """Loss on scenes and with noise that are the same for every run of this configuration."""
         config, size = self.config, self.config.data.group
         if not config.validation_clips:
@@ -349,7 +408,7 @@ class Stage1:
             latents, tokens = data.group(index)
             batch = Batch(latents=latents, tokens=tokens[:, 0])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=narrow):
-                errors.append(self._errors(averaged, batch, generator)[0])
+                errors.append(self._errors(averaged, batch, generator)[0].mean(dim=(1, 2, 3, 4)))
         return {"unseen_loss": float(torch.cat(errors).mean())}
 
 

@@ -29,8 +29,16 @@ from helios.training.tracking import Averages, Tracker
 
 __all__ = ["Trainer"]
 
+MODEL = "model"
+"""Where the result goes in the run's folder."""
 WARM_STEPS = 3
 """Steps that compile and tune; a schedule by the clock starts counting after them."""
+AGREE_EVERY = 8
+"""Steps between moments at which ranks agree how far the run is and whether to stop: the hosts
+need not keep in step, only their devices."""
+SIGNAL_ECHO = 3.0
+"""Seconds in which a repeated signal counts as the same: `timeout` sends it to the process and to
+its group."""
 SAVE_ATTEMPTS = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
 
@@ -80,7 +88,9 @@ class Trainer:
         self._elapsed = 0.0
         self._clock_start: float | None = None
         self._samples = 0
+        self._asked_at: float | None = None
         self._stop = 0.0
+        self._agreed: float | None = None
         self._failed_saves = 0
 
     @property
@@ -143,11 +153,14 @@ class Trainer:
                     self._log(tracker, progress)
                 if self._is_time(self.config.sample_every):
                     self._sample(f"step-{self.step:08d}")
-                if self._stop or self._is_time(self.config.checkpoint_every):
+                stopping = self._stopping
+                if stopping or self._is_time(self.config.checkpoint_every):
                     self._save(tracker)
-                if self._stop:
+                if stopping:
+                    self._write_model()
                     raise ResumableError(
-                        f"stopped after step {self.step}; go on with --resume auto"
+                        f"stopped after step {self.step}; the model as it is now is in "
+                        f"{self.out / MODEL}; go on with --resume auto"
                     )
             self._check_finite()
             if self.config.final_checkpoint:
@@ -165,7 +178,7 @@ class Trainer:
         )
 
     def _progress(self, begin: float) -> float:
-        """Share of the run that is over, the same on every rank; also notes a wish to stop."""
+        """Share of the run that is over, the same on every rank; also whether to stop."""
         limit = self.config.max_seconds
         self._elapsed = time.monotonic() - begin
         if self._clock_start is None and self.step >= WARM_STEPS:
@@ -177,8 +190,16 @@ class Trainer:
         else:
             start = self._elapsed if self._clock_start is None else self._clock_start
             share = (self._elapsed - start) / max(limit - start, 1e-9)
-        share, self._stop = self.world.agree(share, self._stop)
-        return share
+        if self._agreed is None or self.world.size == 1 or self.step % AGREE_EVERY == 0:
+            wish = float(self._asked_at is not None)
+            self._agreed, self._stop = self.world.agree(share, wish)
+        # Steps are the same everywhere, clocks are not.
+        return share if limit is None else self._agreed
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether to stop now: alone at once, among others when all know it."""
+        return self._stop > 0 or (self.world.size == 1 and self._asked_at is not None)
 
     def _is_time(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -270,22 +291,33 @@ class Trainer:
             )
         except OSError as error:
             self._failed_saves += 1
-            if self._failed_saves >= SAVE_ATTEMPTS or self._stop:
+            if self._failed_saves >= SAVE_ATTEMPTS or self._stopping:
                 raise
             tracker.say(f"checkpoint at step {self.step} could not be written ({error})")
         else:
             self._failed_saves = 0
 
-    def _finish(self, tracker: Tracker) -> dict[str, float]:
-        report: dict[str, float] = {}
+    def _write_model(self) -> nn.Module | None:
+        """Write the averaged weights as they are now; rank 0 gets them too."""
+        averaged = None
         if self.world.is_main:
             averaged = self._ema.averaged(self.stage.model)
-            report = self.stage.save(averaged, self.out / "model")
-            self.stage.sample(averaged, self.out / "samples" / "final")
+            self.stage.save(averaged, self.out / MODEL)
+        self.world.barrier()
+        return averaged
+
+    def _finish(self, tracker: Tracker) -> dict[str, float]:
+        """The model first: what comes after it may be cut short."""
+        averaged = self._write_model()
+        tracker.say(f"{self.step} steps in {self._elapsed:.0f} s; model in {self.out / MODEL}")
+        report: dict[str, float] = {}
+        if averaged is not None and self._asked_at is None:
+            report = self.stage.measure(averaged)
             if report:
                 tracker.record(self.step, report)
                 write_json(self.out / "report.json", report)
-            tracker.say(f"{self.step} steps in {self._elapsed:.0f} s; model in {self.out}/model")
+        if averaged is not None and self._asked_at is None:
+            self.stage.sample(averaged, self.out / "samples" / "final")
         self.world.barrier()
         return report
 
@@ -314,12 +346,14 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 mean: finish the step, write a checkpoint, stop."""
+        """SIGTERM and SIGUSR1 mean: finish the step, write checkpoint and model, stop."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop:
+            now = time.monotonic()
+            if self._asked_at is None:
+                self._asked_at = now
+            elif now - self._asked_at > SIGNAL_ECHO:
                 raise SystemExit(128 + number)
-            self._stop = 1.0
 
         wanted = (signal.SIGTERM, signal.SIGUSR1)
         try:

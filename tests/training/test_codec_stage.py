@@ -7,6 +7,7 @@ import torch
 
 from helios.codec import load_codec
 from helios.data import SceneFrames, to_frames
+from helios.errors import CheckpointError
 from helios.training import OptimizerConfig, train
 from helios.training.codec_stage import CodecStageConfig, measure_psnr, moving, reconstruction_loss
 
@@ -42,7 +43,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit_and_the_result_is_whole(tmp_pa
     assert latents.shape == (2, 16, 9, 4, 6)
     # The statistics were measured on these very clips, before the weights were rounded.
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 0.02
-    assert (latents.std(dim=(0, 2, 3, 4), correction=0) - 1).abs().max() < 0.02
+    with torch.no_grad():
+        _, logvar = codec.network.posterior(to_frames(clip))
+    own = logvar.exp().mean((0, 2, 3, 4)) / torch.tensor(codec.config.latents_std).square()
+    spread = latents.var(dim=(0, 2, 3, 4), correction=0) + own
+    assert (spread - 1).abs().max() < 0.02
+    assert own.min() > 0.02
     files = [tmp_path / f"{run}/model/vae/diffusion_pytorch_model.safetensors" for run in "ab"]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -96,6 +102,52 @@ def test_psnr_in_closed_form():
     both = (20 * math.log10(25.5) + 20 * math.log10(255)) / 2
     assert result.mean == pytest.approx(both, abs=1e-4)
     assert result.moving == pytest.approx(20 * math.log10(25.5), abs=1e-4)
+
+
+def test_going_on_from_a_given_autoencoder(random_codec):
+    config = codec_config().stage
+    given = replace(config, initial=random_codec).build(alone(), seed=5, compiled=False)
+    saved = load_codec(random_codec / "vae").network.state_dict()
+    assert all(torch.equal(saved[k], v) for k, v in given.model.state_dict().items())
+    other = replace(
+        config, initial=random_codec, autoencoder=replace(config.autoencoder, base_dim=16)
+    )
+    with pytest.raises(CheckpointError, match=r"another shape than stage\.autoencoder"):
+        other.build(alone(), seed=0, compiled=False)
+
+
+def test_noise_on_latents_follows_each_channel_and_stays_below_its_share():
+    stage = replace(codec_config().stage, latent_noise=0.3).build(alone(), seed=0, compiled=False)
+    scale = torch.tensor([0.5, 4.0]).view(1, 2, 1, 1, 1)
+    latents = torch.randn(200, 2, 2, 8, 8) * scale
+    share = stage._disturbance(latents).std(dim=(2, 3, 4)) / scale.flatten()
+    assert share.max() < 0.36
+    torch.testing.assert_close(share.mean(dim=0), torch.tensor([0.15, 0.15]), atol=0.02, rtol=0)
+
+
+def test_the_scale_term_compares_half_sizes_and_reaches_both_halves_of_the_network():
+    stage = replace(codec_config().stage, scale_weight=1.0).build(alone(), seed=0, compiled=False)
+    stage.prepare()
+    loss, scalars = stage.loss(stage.batch(0.0))
+    assert {"absolute", "kl", "scale"} <= scalars.keys()
+    scalars["scale"].backward()
+    assert all(p.grad is not None for p in stage.model.parameters())
+    plain = codec_config().stage.build(alone(), seed=0, compiled=False)
+    plain.prepare()
+    before, _ = plain.loss(plain.batch(0.0))
+    torch.testing.assert_close(loss - scalars["scale"], before)
+
+
+def test_a_silent_channel_is_not_blown_up():
+    stage = codec_config().stage.build(alone(), seed=0, compiled=False)
+    head, channels = stage.model.quant_conv, 16
+    with torch.no_grad():
+        head.weight[0] = 0
+        head.bias[0] = 0
+        head.weight[channels] = 0
+        head.bias[channels] = 0  # mean 0, variance 1
+    deviation = stage._with_statistics(stage.model).config.latents_std[0]
+    assert deviation == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("bad", [{"short_frames": 6}, {"batch": 0}, {"kl_weight": -1.0}])

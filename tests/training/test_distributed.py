@@ -40,10 +40,8 @@ with join("cpu") as world:
 """
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes made of three runs: one, its second half again, one that broke."""
-    folder = tmp_path_factory.mktemp("two")
+def launch(code, folder):
+    """Two processes that run ``code``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,19 +54,84 @@ def together(tmp_path_factory):
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    workers = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder)],
+            [sys.executable, "-c", code, str(folder)],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    for worker in workers:
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes made of three runs: one, its second half again, one that broke."""
+    folder = tmp_path_factory.mktemp("two")
+    for worker in launch(WORKER, folder):
         _, errors = worker.communicate(timeout=240)
         assert worker.returncode == 0, errors
     return folder
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from helios.cli.errors import exit_code, explain
+from helios.distributed import join
+from helios.training import Trainer
+from training.toys import LineStage, run_config
+
+class Dying(LineStage):
+    def batch(self, progress):
+        if self.world.rank == 1 and self.drawn == 3:
+            os._exit(1)
+        return super().batch(progress)
+
+try:
+    with join("cpu") as world:
+        Trainer(Dying(world), run_config(steps=50), world, Path(sys.argv[1])).run()
+except Exception as error:
+    print(explain(error), file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(exit_code(error))
+"""
+
+
+def test_when_a_peer_dies_the_other_says_so_and_ends(tmp_path):
+    left, dead = launch(DYING, tmp_path)
+    _, errors = left.communicate(timeout=120)
+    dead.communicate(timeout=120)
+    assert (left.returncode, dead.returncode) == (9, 1), errors
+    assert "another process of this run has ended" in errors.splitlines()[-1]
+
+
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from helios.distributed import join
+from helios.errors import ResumableError
+from helios.training import Trainer
+from training.toys import LineStage, run_config
+
+out = Path(sys.argv[1])
+with join("cpu") as world:
+    stage = LineStage(world, stop_at=3 if world.rank == 1 else None)
+    try:
+        Trainer(stage, run_config(steps=40), world, out).run()
+    except ResumableError as error:
+        (out / f"stopped-{world.rank}").write_text(str(error))
+"""
+
+
+def test_a_signal_to_one_rank_stops_both_at_one_step(tmp_path):
+    for worker in launch(STOPPED, tmp_path):
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert (tmp_path / "model/line.pt").is_file()
 
 
 def states(folder, mode):

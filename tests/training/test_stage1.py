@@ -7,7 +7,7 @@ import torch
 
 import helios.pipeline
 from helios.errors import CheckpointError
-from helios.training import OptimizerConfig, find_codec, train
+from helios.training import Emphasis, OptimizerConfig, find_codec, train
 
 from .small import RING, stage1_config
 from .test_codec_stage import same, tensors
@@ -61,6 +61,40 @@ def test_everything_that_should_learn_gets_a_gradient(random_codec):
     idle = [name for name, p in stage.model.named_parameters() if p.grad is None]
     assert idle == []
     assert not any(p.requires_grad for p in stage._codec.network.parameters())
+
+
+def test_emphasis_on_what_moves_fades_in_with_the_signal():
+    clean = torch.zeros(2, 16, 9, 2, 3)
+    clean[:, :, ::2, 0, 0] = 3.0
+    sigma = torch.tensor([1.0, 0.25])
+    weight = Emphasis(moving=5.0).weights(clean, sigma)
+    assert weight.shape == (2, 1, 9, 2, 3)
+    assert float(weight.mean()) == pytest.approx(1.0)
+    relative = weight / weight[0, 0, 0, 1, 1]
+    assert (relative[0] == 1).all()
+    assert float(relative[1, 0, 0, 0, 0]) == pytest.approx(1 + 4 * 0.75)
+    assert float(relative[1, 0, 0, 1, 0]) == 1
+
+
+def test_emphasis_by_noise_level_takes_weight_from_high_noise():
+    clean, sigma = torch.zeros(3, 16, 9, 2, 3), torch.tensor([0.1, 0.5, 0.75])
+    weight = Emphasis(snr_limit=4.0).weights(clean, sigma)[:, 0, 0, 0, 0]
+    torch.testing.assert_close(weight / weight[0], torch.tensor([1.0, 1 / 4, 1 / 36]))
+    assert Emphasis().off
+    assert not Emphasis(snr_limit=4.0).off
+
+
+def test_emphasis_weighs_the_loss_and_logs_the_plain_one(random_codec):
+    config = stage1_config(random_codec).stage
+    stages = [
+        replace(config, emphasis=emphasis).build(alone(), seed=0, compiled=False)
+        for emphasis in (Emphasis(), Emphasis(moving=4.0))
+    ]
+    for stage in stages:
+        stage.prepare()
+    (plain, _), (weighed, scalars) = (stage.loss(stage.batch(0.0)) for stage in stages)
+    assert float(scalars["loss_plain"]) == pytest.approx(float(plain), rel=1e-5)
+    assert float(weighed) != pytest.approx(float(plain), rel=1e-4)
 
 
 def test_shares_of_sections_and_captions(random_codec):

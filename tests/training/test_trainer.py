@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -64,6 +66,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     stage = LineStage(alone(), stop_at=4)
     with pytest.raises(ResumableError, match="step 4"):
         trained(tmp_path / "b", stage=stage)
+    assert (tmp_path / "b/model/line.pt").is_file()
     torch.randn(17)  # whatever happens in between
     found = checkpoint.find(tmp_path / "b/checkpoints", "auto", print)
     assert found is not None
@@ -131,3 +134,32 @@ def test_a_full_disk_is_survived_twice(tmp_path, monkeypatch):
         trainer.run()
     assert trainer.step == 6
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_an_echoed_signal_counts_once_and_the_end_is_the_model(tmp_path):
+    class Echoed(LineStage):
+        def batch(self, progress):
+            made = super().batch(progress)
+            if self.drawn == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return made
+
+    with pytest.raises(ResumableError, match="step 2"):
+        trained(tmp_path, stage=Echoed(alone()))
+    assert (tmp_path / "model/line.pt").is_file()
+    assert (tmp_path / "checkpoints/step-00000002/manifest.json").is_file()
+
+
+def test_a_signal_at_the_end_leaves_the_model_and_skips_the_rest(tmp_path):
+    class Late(LineStage):
+        def save(self, averaged, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().save(averaged, folder)
+
+    trained(tmp_path, stage=Late(alone()), steps=2)
+    assert (tmp_path / "model/line.pt").is_file()
+    assert not (tmp_path / "report.json").exists()
+    assert not (tmp_path / "samples").exists()

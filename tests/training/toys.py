@@ -70,6 +70,8 @@ class LineStage:
     def save(self, averaged, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(averaged.state_dict(), folder / "line.pt")
+
+    def measure(self, averaged):
         return {"sum": float(averaged[0].weight.sum())}
 
 
