@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helios.data import to_frames
 from helios.data.scenes import render
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def encode(codec: Codec, frames: Tensor, batch_size: int = 16) -> Tensor:
     """
     parts = []
     for part in frames.split(batch_size):
-        values = part.to(codec.device).movedim(-1, 1).to(codec.dtype) / 127.5 - 1
-        parts.append(codec.encode(values).float())
+        parts.append(codec.encode(to_frames(part.to(codec.device))))
     return torch.cat(parts)
 
 
@@ -94,7 +94,7 @@ def decode(codec: Codec, latents: Tensor, batch_size: int = 16) -> Tensor:
     """Bytes ``[B, T, H, W, 3]`` of latents ``[B, 16, t, h, w]``."""
     parts = []
     for part in latents.split(batch_size):
-        parts.append(codec.decode_uint8(part.to(codec.device, codec.dtype)))
+        parts.append(codec.decode_uint8(part))
     return torch.cat(parts)
 
 

@@ -123,14 +123,15 @@ def _chunks(
     text = text.to(pipe.device, pipe.dtype)
     without = negative.to(pipe.device, pipe.dtype).expand_as(text)
     chunks = []
-    for _ in range(num_chunks):
+    for chunk in range(num_chunks):
+        plan = resolved.plan_of(chunk)
         window = _stack([history.window() for history in histories])
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.cat([torch.randn(shape, generator=g, device=pipe.device) for g in generators])
         denoiser = _denoiser(pipe, text, window)
         if resolved.guidance is not None:
             denoiser = guide(denoiser, _denoiser(pipe, without, window), resolved.guidance)
-        clean = sample(denoiser, resolved.plan, noise, resolved.schedule, generators[0])
+        clean = sample(denoiser, plan, noise, resolved.schedule, generators[0])
         chunks.append(clean.float())
         histories = [
             history.append(part) for history, part in zip(histories, clean.split(1), strict=True)

@@ -1,9 +1,9 @@
 """Train the judge on scenes rendered while it learns.
 
-    python -m helios.evaluation.train_judge --seconds 150 --out DIR [--codec MODEL/vae]
+    python -m helios.evaluation.train_judge --seconds 240 --out DIR [--codec MODEL/vae]
 
 Renders go into a ring of clips on the device; training draws from it with fresh damage each time
-(:mod:`helios.evaluation.degrade`). With a codec, a third of the clips go through the autoencoder,
+(:mod:`helios.evaluation.degrade`). With a codec, half of the clips go through the autoencoder,
 so that its softness is nothing new. The report is measured on held-out attribute combinations.
 """
 
@@ -93,15 +93,15 @@ class JudgeTraining:
         seed: of scenes, weights and damage.
     """
 
-    seconds: float = 150.0
+    seconds: float = 240.0
     steps: int | None = None
     batch_size: int = 64
-    peak_rate: float = 2e-3
+    peak_rate: float = 3e-3
     capacity: int = 10240
     first_clips: int = 768
     render_batch: int = RENDER_BATCH
     render_share: float = 0.4
-    codec_share: float = 0.33
+    codec_share: float = 0.5
     height: int = 128
     width: int = 192
     seed: int = 0
@@ -124,6 +124,7 @@ def judge_config() -> JudgeConfig:
         motions=tuple(MOTIONS),
         settings=tuple(SETTINGS),
         cameras=tuple(CAMERAS),
+        fine=True,
     )
 
 
@@ -149,10 +150,10 @@ def judge_loss(opinion: Opinion, truth: Labels) -> dict[str, Tensor]:
     """Cross-entropy per attribute, weighted; their sum is what is minimised."""
     present = (truth["shape"] != ABSENT).float()
     losses = {"present": 4 * F.binary_cross_entropy_with_logits(opinion.present, present)}
-    for name, weight in (("shape", 1.0), ("size", 0.25), ("material", 0.25)):
+    for name, weight in (("shape", 1.5), ("size", 0.25), ("material", 0.4)):
         logits = getattr(opinion, name).flatten(0, 1)
         losses[name] = weight * F.cross_entropy(logits, truth[name].flatten())
-    for name, weight in (("main", 1.0), ("motion", 1.0), ("setting", 0.5), ("camera", 0.5)):
+    for name, weight in (("main", 1.0), ("motion", 1.0), ("setting", 0.25), ("camera", 1.0)):
         losses[name] = weight * F.cross_entropy(getattr(opinion, name), truth[name])
     return losses
 
@@ -315,14 +316,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, validate, and write the judge with its report to ``--out``."""
     parser = argparse.ArgumentParser(description="Train the judge of scenes.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and report")
-    parser.add_argument("--seconds", type=float, default=150.0, help="of training, all included")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training, all included")
     parser.add_argument("--steps", type=int, help="end after this many steps instead")
     parser.add_argument("--codec", type=Path, help="folder of an autoencoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--clips", type=int, default=10240, help="clips kept on the device")
     parser.add_argument("--first-clips", type=int, default=768, help="before the first step")
-    parser.add_argument("--peak-rate", type=float, default=2e-3)
+    parser.add_argument("--peak-rate", type=float, default=3e-3)
     parser.add_argument("--validation", type=int, default=1000, help="held-out scenes")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=192)

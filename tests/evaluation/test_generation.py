@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from helios.diffusion import Pyramid, ScheduleConfig, sample
+from helios.evaluation import generation
 from helios.evaluation.generation import chunk_latents, generate_batch, untrained
 from helios.pipeline import Pipeline
 
@@ -34,6 +38,28 @@ def test_a_batch_starts_from_media_as_the_pipeline_does(little: Pipeline, kind: 
             **{kind[:-1]: media[index].numpy()},
         )
         torch.testing.assert_close(batch[index], video.latents, atol=2e-4, rtol=2e-4)
+
+
+def test_only_the_first_chunk_is_amplified(little: Pipeline, monkeypatch) -> None:
+    seen = []
+
+    def record(denoiser, plan, noise, *rest):
+        seen.append(plan.amplify)
+        return sample(denoiser, plan, noise, *rest)
+
+    monkeypatch.setattr(generation, "sample", record)
+    plan = Pyramid(steps=(1, 1, 1), solver="renoise", amplify=True)
+    defaults = replace(little.defaults, plan=plan, guidance=None, height=64, width=64)
+    pipe = Pipeline(
+        little.transformer,
+        little.codec,
+        little.text_encoder,
+        defaults,
+        ScheduleConfig(stages=3),
+        name="three stages",
+    )
+    generate_batch(pipe, PROMPTS[:1], num_chunks=2)
+    assert seen == [True, False]
 
 
 def test_chunks_are_nine_latents_each() -> None:

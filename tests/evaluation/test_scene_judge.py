@@ -6,6 +6,7 @@ import torch
 
 from helios.errors import CheckpointError
 from helios.evaluation.metrics.scene_judge import (
+    Displacement,
     JudgeConfig,
     Opinion,
     SceneJudge,
@@ -58,6 +59,27 @@ def test_time_matters() -> None:
     order = torch.randperm(33, generator=torch.Generator().manual_seed(2))
     forward, mixed = judge.opinion(frames), judge.opinion(frames[:, order])
     assert (forward.motion - mixed.motion).abs().max() > 1e-4
+
+
+def test_displacement_finds_a_slow_pan_and_only_that() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(1, 4, 16, 40, generator=generator)
+    still = torch.stack([wide[..., 8:32]] * 12, dim=1).flatten(0, 1)
+    # A quarter of a place per frame: two places within the lag.
+    pan = torch.stack([wide[..., 8 + t // 4 : 32 + t // 4] for t in range(12)], dim=1)
+    torch.manual_seed(0)
+    look = Displacement(4, 27 * 6)
+    with torch.no_grad():
+        look.weight.weight.copy_(torch.eye(27 * 6))
+        look.weight.bias.zero_()
+        shares = [
+            look(x, 12)[0, :4].mean(0).view(3, 9, -1).mean(-1) for x in (still, pan.flatten(0, 1))
+        ]
+    for share, column in zip(shares, (4, 2), strict=True):
+        assert float(share.sum()) == pytest.approx(1, abs=1e-4)
+        assert int(share.argmax()) == 9 + column
+    assert look(still, 12)[0, 4:].abs().max() == 0
+    assert look(still[:1], 1).shape == (1, 1, 27 * 6)
 
 
 def test_readings_name_the_highest_logits() -> None:

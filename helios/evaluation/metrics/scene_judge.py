@@ -40,6 +40,17 @@ GRID = (2, 3)
 """Rows and columns of the coarse map from which setting and camera are read."""
 
 
+LAG = 8
+"""Looked-at frames between two that are compared for the camera: half a chunk, within which it
+moves the scene by five to twenty pixels."""
+
+REACH = (1, 4)
+"""Rows and columns, of 1/4 resolution, within which a place is looked for again."""
+
+SHARPNESS = 12.0
+"""Factor on the cosine of two places' features before the softmax over displacements."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
     """Names of the classes and widths of the layers.
@@ -49,6 +60,7 @@ class JudgeConfig:
             of the heads.
         widths: channels at 1/2, 1/4 and 1/8 of the resolution.
         hidden: channels of the temporal layers.
+        fine: whether objects are read at 1/4 resolution too, and the camera from displacements.
     """
 
     colours: tuple[str, ...]
@@ -60,6 +72,7 @@ class JudgeConfig:
     cameras: tuple[str, ...]
     widths: tuple[int, int, int] = (32, 64, 128)
     hidden: int = 128
+    fine: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty or repeated class names and widths the temporal shift cannot divide."""
@@ -144,7 +157,8 @@ class SceneJudge(nn.Module):
         self.at_eighth = nn.Sequential(Residual(eighth), Residual(eighth, dilation=2))
         self.look = nn.Conv2d(eighth, colours, 1)
         self.colour = nn.Parameter(torch.randn(colours, hidden) * 0.5)
-        self.object_in = nn.Linear(eighth + 5, hidden)
+        self.object_in = nn.Linear(eighth + 5 + quarter * config.fine, hidden)
+        self.displacement = Displacement(quarter, hidden) if config.fine else None
         self.scene_in = nn.Linear(eighth * GRID[0] * GRID[1], hidden)
         self.object_mix = nn.Sequential(*(TimeMix(hidden, d) for d in (1, 2, 4)))
         self.scene_mix = nn.Sequential(*(TimeMix(hidden, d) for d in (1, 3)))
@@ -177,11 +191,14 @@ class SceneJudge(nn.Module):
         if frames.ndim != 5 or frames.shape[2] != 3 or any(n % 8 for n in frames.shape[3:]):
             raise ValueError(f"frames must be [B, T, 3, 8m, 8n], got {tuple(frames.shape)}")
         batch, time = frames.shape[:2]
-        features = self._trunk(frames.flatten(0, 1), time)
+        fine, features = self._trunk(frames.flatten(0, 1), time)
         whole = F.adaptive_avg_pool2d(features, GRID).flatten(1)
-        scene = self.scene_mix(self.scene_in(whole).unflatten(0, (batch, time)).transpose(1, 2))
+        seen = self.scene_in(whole).unflatten(0, (batch, time))
+        if self.displacement is not None:
+            seen = seen + self.displacement(fine, time)
+        scene = self.scene_mix(seen.transpose(1, 2))
         looks = self.look(features).float().flatten(2)
-        objects = self._objects(looks, features, batch, scene)
+        objects = self._objects(looks, features, fine, batch, scene)
         colours = objects.shape[1]
         per_object = self.object_heads(_pool(objects.flatten(0, 1)).unflatten(0, (batch, colours)))
         per_scene = self.scene_heads(_pool(scene))
@@ -230,7 +247,8 @@ class SceneJudge(nn.Module):
             readings += self._readings(opinion)
         return readings
 
-    def _trunk(self, frames: Tensor, time: int) -> Tensor:
+    def _trunk(self, frames: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """Features at 1/4 and at 1/8 of the resolution."""
         images = F.pixel_unshuffle(frames, 2)
         rows, columns = images.shape[-2:]
         y = torch.linspace(-1, 1, rows, device=images.device, dtype=images.dtype)
@@ -240,12 +258,15 @@ class SceneJudge(nn.Module):
         place = torch.cat((place, place.square())).expand(len(images), -1, -1, -1)
         features = torch.cat((images, place), dim=1).contiguous(memory_format=torch.channels_last)
         features = self.to_quarter(self.at_half(self.stem(features), time))
-        features = self.to_eighth(self.at_quarter(features, time))
+        fine = self.at_quarter(features, time)
+        features = self.to_eighth(fine)
         for block in self.at_eighth:
             features = block(features, time)
-        return features
+        return fine, features
 
-    def _objects(self, looks: Tensor, features: Tensor, batch: int, scene: Tensor) -> Tensor:
+    def _objects(
+        self, looks: Tensor, features: Tensor, fine: Tensor, batch: int, scene: Tensor
+    ) -> Tensor:
         """Each colour's features over time, ``[B, K, hidden, T]``; ``looks`` are its maps."""
         rows, columns = features.shape[-2:]
         attention = looks.softmax(dim=-1)
@@ -259,7 +280,12 @@ class SceneJudge(nn.Module):
         spread = spread.clamp_min(1e-6).sqrt()
         seen = attention.to(features.dtype) @ features.flatten(2).transpose(1, 2)
         peak = looks.amax(dim=-1, keepdim=True) / 8
-        values = torch.cat((seen.float(), centre, spread, peak), dim=-1).to(features.dtype)
+        parts = [seen.float(), centre, spread, peak]
+        if self.config.fine:
+            maps = looks.unflatten(-1, (rows, columns))
+            maps = F.interpolate(maps, fine.shape[-2:], mode="bilinear").flatten(2).softmax(dim=-1)
+            parts.append((maps.to(fine.dtype) @ fine.flatten(2).transpose(1, 2)).float())
+        values = torch.cat(parts, dim=-1).to(features.dtype)
         hidden = self.object_in(values).unflatten(0, (batch, -1)).permute(0, 2, 3, 1)
         hidden = hidden + self.colour.to(hidden.dtype)[:, :, None]
         around = self.scene_to_object(scene.transpose(1, 2)).transpose(1, 2)
@@ -334,6 +360,37 @@ class TimeMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
         return x + F.silu(self.weight(self.norm(x)))
+
+
+class Displacement(nn.Module):
+    """How far the places of a frame have moved some frames later, as shares per region.
+
+    A moving camera shifts everything by less than a pixel per frame, which features that only see
+    neighbouring frames, averaged over regions, do not show.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        shifts = (2 * REACH[0] + 1) * (2 * REACH[1] + 1)
+        self.project = nn.Conv2d(inputs, 16, 1)
+        self.weight = nn.Linear(shifts * GRID[0] * GRID[1], outputs)
+
+    def forward(self, x: Tensor, time: int) -> Tensor:
+        """``[B*time, inputs, h, w]`` to ``[B, time, outputs]``, zero at the last ``LAG`` frames."""
+        height, width = x.shape[-2:]
+        lag = min(LAG, time - 1)
+        places = F.normalize(self.project(x).float(), dim=1).unflatten(0, (-1, time))
+        now = places[:, : time - lag]
+        later = F.pad(places[:, lag:], (REACH[1], REACH[1], REACH[0], REACH[0]))
+        alike = [
+            (now * later[..., row : row + height, column : column + width]).sum(dim=2)
+            for row in range(2 * REACH[0] + 1)
+            for column in range(2 * REACH[1] + 1)
+        ]
+        shares = (SHARPNESS * torch.stack(alike, dim=2)).softmax(dim=2)
+        regions = F.adaptive_avg_pool2d(shares.flatten(0, 1), GRID).flatten(1)
+        moved = self.weight(regions).unflatten(0, (-1, time - lag))
+        return F.pad(moved, (0, 0, 0, lag))
 
 
 class Heads(nn.Module):
