@@ -14,6 +14,7 @@ from torch import Tensor
 
 from helios.errors import CheckpointError
 from helios.model.config import TransformerConfig
+from helios.model.lora import adapters_of
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
@@ -174,7 +175,7 @@ def save_transformer(
     """Write a transformer in the published layout; diffusers reads it too.
 
     Args:
-        model: stays as it is.
+        model: stays as it is; adapters on it are no part of it until they are merged.
         folder: made if missing; ``config.json`` and the weights in it are replaced.
         dtype: of every stored tensor; by default each keeps its own.
         shard_bytes: more than this goes into several files with an index.
@@ -184,7 +185,7 @@ def save_transformer(
     """
     tensors = {
         published_name(name): gain_to_published(name, parameter.detach())
-        for name, parameter in model.named_parameters()
+        for name, parameter in adapters_of(model).base_parameters().items()
     }
     write_tensors(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
     write_json(folder / "config.json", model.config.to_json())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from helios.model import (
@@ -68,12 +66,6 @@ class LoraLoading:
         """Fold every LoRA into the weights for good, to save or export them as one model."""
         with self._weights:
             self._adapters.merge(keep=False)
-
-    @contextmanager
-    def _without_loras(self) -> Iterator[None]:
-        """The model as it was loaded, while nothing is sampled."""
-        with self._weights, self._adapters.using():
-            yield
 
     @property
     def _adapters(self) -> Adapters:

@@ -198,8 +198,7 @@ class Pipeline(LoraLoading):
         """
         from helios.pipeline.build import save
 
-        with self._without_loras():
-            return save(self, Path(folder), overwrite=overwrite)
+        return save(self, Path(folder), overwrite=overwrite)
 
     def describe(self, request: Request, resolved: Resolved, seed: int | None) -> dict[str, Any]:
         """What a resolved request came to, ready for JSON."""

@@ -17,6 +17,7 @@ from helios.model import (
     cast,
     empty_transformer,
     load_adapter,
+    load_transformer,
     new_adapter,
     published_name,
     save_adapter,
@@ -222,6 +223,34 @@ def test_merged_for_good_is_a_plain_model(tmp_path):
     oracle = HeliosTransformer3DModel.from_pretrained(tmp_path)
     with torch.no_grad():
         assert difference(ask_oracle(oracle, *inputs(model.config)), beside) < 1e-5
+
+
+def test_a_saved_model_is_the_base_whatever_acts_on_it(tmp_path):
+    model = build()
+    plain = ask(model)
+    adapters_of(model).add("one", learnt(model, HELIOS))
+    save_transformer(model, tmp_path)
+    assert torch.equal(ask(load_transformer(tmp_path)), plain)
+
+
+def test_a_merge_that_fails_leaves_the_base(monkeypatch):
+    model = build()
+    before = snapshot(model)
+    adapters = adapters_of(model)
+    adapters.add("one", learnt(model))
+    acting = ask(model)
+    last = list(adapters.acting[0][0].factors.values())[-1]
+
+    def fail():
+        raise MemoryError
+
+    monkeypatch.setattr(last, "difference", fail)
+    with pytest.raises(MemoryError):
+        adapters.merge()
+    assert not adapters.merged
+    assert torch.equal(ask(model), acting)
+    adapters.remove("one")
+    assert unchanged(model, before)
 
 
 def test_training_moves_the_adapter_and_nothing_else():
