@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,14 @@ from .published import lent_factor, published_pipeline, random_parts, write_chec
 
 PROMPT = "a red ball rolls on grass"
 QUICK = {"num_frames": 33, "seed": 3, "height": 64, "width": 128}
-pytestmark = pytest.mark.filterwarnings("ignore:this checkpoint was trained:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def any_size() -> Iterator[None]:
+    """Small sizes make these tests quick; the advice against them is tested elsewhere."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this checkpoint was trained")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +250,21 @@ def test_b13_failures_are_heard(pipes: dict[str, Pipeline]) -> None:
 
     with pytest.raises(OSError, match="space"):
         pipes["base"](PROMPT, num_frames=66, height=16, width=16, steps=1, callback=fail)
+
+
+def test_b14_noise_against_drift_never_reaches_the_output(pipes: dict[str, Pipeline]) -> None:
+    fields = {"num_frames": 132, "height": 16, "width": 32, "steps": 2, "seed": 3}
+    touchy = {"mean_threshold": 1e-9, "variance_threshold": 1e-9}
+    plain, kept = (
+        list(pipes["base"].stream(Request(prompt=PROMPT, anti_drift=anti_drift, **fields)))
+        for anti_drift in (False, touchy)
+    )
+    for index in (0, 1):  # chunk 1 drifts: it is shown as it is, only its memory is noisy
+        assert torch.equal(plain[index].latents, kept[index].latents)
+        assert np.array_equal(plain[index].frames, kept[index].frames)
+    assert not torch.equal(plain[2].latents, kept[2].latents)
+    assert any(name.startswith("drift") for name in kept[1].timings)
+    assert not any(name.startswith("drift") for name in plain[1].timings)
 
 
 def test_b15_bfloat16_keeps_what_must_stay_float32(folders: dict[str, Path]) -> None:
