@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ import torch
 
 if TYPE_CHECKING:
     from helios.pipeline import GenerationConfig, Pipeline
+
+# No test talks to the real hub; children of tests do not either.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 WORDS = ("a an red green blue ball cube cone rolls bounces spins on over grass sand snow and",)
 

@@ -10,10 +10,14 @@ from typing import Annotated, TextIO
 import typer
 
 from helios import __version__
+from helios.cli.checkpoint import checkpoint
 from helios.cli.doctor import doctor
 from helios.cli.errors import exit_code, explain
 from helios.cli.evaluate import evaluate
+from helios.cli.export import export
 from helios.cli.generate import generate
+from helios.cli.plan import plan
+from helios.cli.pull import pull
 from helios.cli.train import train
 
 __all__ = ["app", "main", "run"]
@@ -49,6 +53,10 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(train)
 app.command()(doctor)
+app.command()(pull)
+app.command()(plan)
+app.command()(export)
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from helios.pipeline.adapters import check_lora
 from helios.pipeline.build import (
     BUNDLED,
     ModelFolder,
+    check_free,
+    check_weights,
     cpu_bfloat16,
     find_model,
     inspect_model,
@@ -14,8 +16,10 @@ from helios.pipeline.build import (
     published_defaults,
     save,
 )
+from helios.pipeline.hub import PUBLISHED, HubFile, HubId, HubModel
 from helios.pipeline.memory import available_memory, resident_memory
 from helios.pipeline.pipeline import Pipeline
+from helios.pipeline.plan import MACHINES, Forecast, Machine, find_machine, forecast, measure
 from helios.pipeline.request import (
     Chunk,
     GenerationConfig,
@@ -25,12 +29,20 @@ from helios.pipeline.request import (
 )
 from helios.pipeline.session import KEPT_CHUNKS, Session
 from helios.pipeline.start import read_start
+from helios.pipeline.verify import verify_folder
 
 __all__ = [
     "BUNDLED",
     "KEPT_CHUNKS",
+    "MACHINES",
+    "PUBLISHED",
     "Chunk",
+    "Forecast",
     "GenerationConfig",
+    "HubFile",
+    "HubId",
+    "HubModel",
+    "Machine",
     "ModelFolder",
     "Pipeline",
     "Request",
@@ -38,16 +50,22 @@ __all__ = [
     "Session",
     "Video",
     "available_memory",
+    "check_free",
     "check_lora",
+    "check_weights",
     "cpu_bfloat16",
+    "find_machine",
     "find_model",
+    "forecast",
     "inspect_model",
     "load",
     "load_inspected",
+    "measure",
     "pick_device",
     "pick_dtype",
     "published_defaults",
     "read_start",
     "resident_memory",
     "save",
+    "verify_folder",
 ]

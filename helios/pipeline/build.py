@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from helios.codec import load_codec, save_codec
+from helios.codec import check_codec, load_codec, save_codec
 from helios.conditioning import load_text_encoder, save_text_encoder
 from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, solver_from_json
-from helios.errors import CheckpointError
+from helios.errors import CheckpointError, UnsafeCheckpointError
 from helios.geometry import FPS
-from helios.model import load_transformer, save_transformer
+from helios.model import check_transformer, load_transformer, save_transformer
+from helios.pipeline.hub import PUBLISHED, HubId, HubModel, find_on_hub
 from helios.pipeline.pipeline import Pipeline
+from helios.pipeline.plan import check_fits
 from helios.pipeline.request import GenerationConfig
-from helios.storage import read_json, write_json
+from helios.storage import (
+    MANIFEST_NAME,
+    SHARD_BYTES,
+    contained,
+    manifest_of,
+    open_weights,
+    read_json,
+    write_json,
+)
 
 __all__ = [
     "BUNDLED",
     "ModelFolder",
+    "check_free",
+    "check_weights",
     "find_model",
     "inspect_model",
     "load",
@@ -43,6 +56,7 @@ BUNDLED = ("tiny",)
 SETTINGS_NAME = "helios.json"
 """Our own file beside ``model_index.json``: what the model makes by default. Others ignore it."""
 DIFFUSERS_FORMAT = "0.36.0"
+TEXT_WEIGHTS = "model.safetensors"
 
 _CLASSES: dict[str, tuple[str, ...]] = {
     "transformer": ("HeliosTransformer3DModel",),
@@ -64,6 +78,7 @@ class ModelFolder:
         defaults: what it makes when not told otherwise.
         schedule: the noise schedule it was trained with.
         has_text_encoder: false: texts must come encoded.
+        hub: where weights that are not here yet come from.
     """
 
     folder: Path
@@ -71,46 +86,71 @@ class ModelFolder:
     defaults: GenerationConfig
     schedule: ScheduleConfig
     has_text_encoder: bool
+    hub: HubModel | None = None
 
 
 def load(
     name_or_folder: str | Path,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    *,
+    revision: str | None = None,
 ) -> Pipeline:
-    """A ready pipeline from a bundled model or a folder in the published layout.
+    """A ready pipeline from a bundled model, the hub, or a folder in the published layout.
 
     Args:
-        name_or_folder: ``"tiny"``, or a folder with ``model_index.json``.
+        name_or_folder: ``"tiny"``, a folder with ``model_index.json``, or a hub id such as
+            ``"BestWishYsh/Helios-Distilled"``, pinned as ``"owner/name@revision"`` if wanted; what
+            is not here yet is downloaded.
         device: ``"auto"`` is CUDA if there is one, else the CPU.
         dtype: ``"auto"`` is bfloat16 on CUDA and on CPUs that multiply it in hardware, else
             float32; or ``"float32"`` or ``"bfloat16"``.
+        revision: a branch, tag or commit on the hub.
 
     Raises:
         CheckpointError: for an unknown model, or weights that do not fit; nothing stays loaded.
+        MemoryError: if the weights cannot fit on the device; nothing is read then.
         ValueError: for a device or dtype that is not possible here.
     """
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    model = inspect_model(name_or_folder)
+    model = inspect_model(name_or_folder, revision=revision)
     return load_inspected(model, place, precision)
 
 
-def load_inspected(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The pipeline of a folder that ``inspect_model`` accepted."""
+def load_inspected(
+    model: ModelFolder,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    codec_dtype: torch.dtype | None = None,
+) -> Pipeline:
+    """The pipeline of a folder that ``inspect_model`` accepted.
+
+    Args:
+        model: what is to be loaded; weights on the hub are downloaded.
+        device: where it goes.
+        dtype: of the transformer, the text encoder and the decoder.
+        codec_dtype: of the decoder, if another.
+
+    Raises:
+        MemoryError: if its weights cannot fit on ``device``, before any is downloaded or read.
+        CheckpointError: for weights that do not fit their configuration.
+    """
+    check_fits(model, device, dtype)
+    if model.hub is not None:
+        model.hub.fetch(lambda line: print(f"downloading {line}", file=sys.stderr, flush=True))
     text_encoder = None
     if model.has_text_encoder:
         text_encoder = load_text_encoder(model.folder, device=device, dtype=dtype)
+        _align(text_encoder)
     transformer = load_transformer(model.folder / "transformer", device=device, dtype=dtype)
-    codec = load_codec(model.folder / "vae", device=device, dtype=dtype)
+    codec = load_codec(model.folder / "vae", device=device, dtype=codec_dtype or dtype)
     if text_encoder is not None and text_encoder.dim != transformer.config.text_dim:
         raise CheckpointError(
             f"{model.folder}: the text encoder gives {text_encoder.dim} columns, "
             f"the transformer reads {transformer.config.text_dim}"
         )
-    for module in (transformer, codec.network, text_encoder):
-        if module is not None:
-            _align(module)
     return Pipeline(
         transformer.eval(), codec, text_encoder, model.defaults, model.schedule, name=model.name
     )
@@ -128,11 +168,17 @@ def _align(module: nn.Module) -> None:
 
 
 def find_model(name_or_folder: str | Path) -> Path:
-    """The folder of a bundled model or of a path.
+    """The folder of a bundled model, of a path, or of a hub id's files in the cache.
+
+    Of the hub only the small files are fetched.
 
     Raises:
-        CheckpointError: if it is neither, saying what is known.
+        CheckpointError: if it is none of these, saying what is known.
     """
+    return _find(name_or_folder, None)[0]
+
+
+def _find(name_or_folder: str | Path, revision: str | None) -> tuple[Path, HubModel | None]:
     name = str(name_or_folder)
     if name in BUNDLED:
         folder = Path(__file__).resolve().parent.parent / "assets" / name
@@ -140,27 +186,38 @@ def find_model(name_or_folder: str | Path) -> Path:
             raise CheckpointError(
                 f"the bundled model {name!r} is missing here; install helios-video again"
             )
-        return folder
+        return folder, None
     folder = Path(name_or_folder)
     if folder.is_dir():
-        return folder
+        return folder, None
     if folder.exists():
         raise CheckpointError(f"{name} is a file; give the folder that holds model_index.json")
-    close = difflib.get_close_matches(name, BUNDLED, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise CheckpointError(
-        f"unknown model {name!r}: known are {', '.join(BUNDLED)} and folders in the published "
-        f"layout (with model_index.json) on this machine{hint}"
-    )
+    hub_id = HubId.parse(name, revision)
+    close = difflib.get_close_matches(name, (*BUNDLED, *PUBLISHED), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
+    if hub_id is None:
+        raise CheckpointError(
+            f"unknown model {name!r}: known are {', '.join(BUNDLED)}, folders in the published "
+            f"layout (with model_index.json) and hub ids (owner/name){hint}"
+        )
+    try:
+        model = find_on_hub(hub_id)
+    except CheckpointError as error:
+        raise type(error)(f"{error}, and no folder here has this name{hint}") from error
+    return model.folder, model
 
 
-def inspect_model(name_or_folder: str | Path) -> ModelFolder:
+def inspect_model(name_or_folder: str | Path, *, revision: str | None = None) -> ModelFolder:
     """Read and check the small files of a model, without its weights.
+
+    Args:
+        name_or_folder: see ``load``.
+        revision: likewise.
 
     Raises:
         CheckpointError: if the folder is not a complete Helios model.
     """
-    folder = find_model(name_or_folder)
+    folder, hub = _find(name_or_folder, revision)
     index = read_json(folder / "model_index.json")
     pipeline_class = index.get("_class_name")
     if pipeline_class not in _PIPELINES:
@@ -173,6 +230,8 @@ def inspect_model(name_or_folder: str | Path) -> ModelFolder:
             raise CheckpointError(f"{folder}: {part} is {name}, expected {' or '.join(classes)}")
         if not (folder / part).is_dir():
             raise CheckpointError(f"{folder / part} is missing: the model is not complete")
+        if not contained(folder / part, folder):
+            raise UnsafeCheckpointError(f"{folder / part} is a link to outside the model folder")
     has_text = all(_component(index, part) is not None for part in _OPTIONAL)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     try:
@@ -182,11 +241,24 @@ def inspect_model(name_or_folder: str | Path) -> ModelFolder:
         raise CheckpointError(f"{folder}: its settings cannot be used: {error}") from None
     return ModelFolder(
         folder=folder,
-        name=folder.resolve().name,
+        name=folder.resolve().name if hub is None else str(hub.id),
         defaults=defaults,
         schedule=schedule,
         has_text_encoder=has_text,
+        hub=hub,
     )
+
+
+def check_weights(model: ModelFolder) -> None:
+    """Check by the headers alone that the weights of ``model`` are whole and fit its configuration.
+
+    Raises:
+        CheckpointError: listing what does not fit.
+    """
+    check_transformer(model.folder / "transformer")
+    check_codec(model.folder / "vae")
+    if model.has_text_encoder:
+        open_weights(model.folder / "text_encoder", TEXT_WEIGHTS)
 
 
 def _component(index: dict[str, Any], part: str) -> str | None:
@@ -222,26 +294,27 @@ def published_defaults(index: dict[str, Any], scheduler: dict[str, Any]) -> Gene
     return GenerationConfig(plan=Flat(steps=50, solver=solver), guidance=CFG(5.0), fps=FPS)
 
 
-def save(pipeline: Pipeline, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write ``pipeline`` in the published layout, whole or not at all.
+def save(
+    pipeline: Pipeline, folder: Path, *, overwrite: bool = False, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Write ``pipeline`` in the published layout, whole or not at all, with its manifest.
 
     Args:
         pipeline: what to write, in the dtype it is loaded in.
         folder: must not exist, or be empty, unless ``overwrite``.
         overwrite: replace a folder that is a model; nothing else is ever deleted.
+        shard_bytes: a transformer of more bytes is written as several files with an index.
 
     Raises:
         FileExistsError: if ``folder`` is in use.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        replaceable = overwrite and (folder / "model_index.json").is_file()
-        if not replaceable:
-            raise FileExistsError(f"{folder} exists; choose another folder or pass overwrite=True")
+    check_free(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(pipeline, draft)
+        _write(pipeline, draft, shard_bytes)
+        write_json(draft / MANIFEST_NAME, manifest_of(draft))
         mask = os.umask(0)
         os.umask(mask)
         draft.chmod(0o777 & ~mask)
@@ -253,8 +326,20 @@ def save(pipeline: Pipeline, folder: Path, *, overwrite: bool = False) -> Path:
     return folder
 
 
-def _write(pipeline: Pipeline, folder: Path) -> None:
-    save_transformer(pipeline.transformer, folder / "transformer")
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is, unless it is a model and may be replaced.
+
+    Raises:
+        FileExistsError: if ``folder`` is in use.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        replaceable = overwrite and (folder / "model_index.json").is_file()
+        if not replaceable:
+            raise FileExistsError(f"{folder} exists; choose another folder or pass overwrite=True")
+
+
+def _write(pipeline: Pipeline, folder: Path, shard_bytes: int) -> None:
+    save_transformer(pipeline.transformer, folder / "transformer", shard_bytes=shard_bytes)
     save_codec(pipeline.codec, folder / "vae")
     (folder / "scheduler").mkdir()
     scheduler = pipeline.schedule.to_json(pipeline.defaults.plan.solver)

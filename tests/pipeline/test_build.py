@@ -89,8 +89,10 @@ def test_a_failed_save_leaves_nothing(
 def test_an_unknown_model_says_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"unknown model 'tinny'.*did you mean 'tiny'"):
         helios.load("tinny")
-    with pytest.raises(CheckpointError, match="known are tiny"):
-        helios.load("someone/some-model")
+    with pytest.raises(CheckpointError, match=r"known are tiny, folders .* and hub ids"):
+        helios.load("some model")
+    with pytest.raises(CheckpointError, match=r"offline.*did you mean 'BestWishYsh/Helios-Mid'"):
+        helios.load("BestWishYs/Helios-Mid")
     (tmp_path / "file.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="is a file"):
         helios.load(tmp_path / "file.safetensors")

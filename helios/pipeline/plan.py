@@ -1,0 +1,414 @@
+"""What a model will need, from its JSON alone: device memory, host memory, disk and speed.
+
+Parameters are counted on the meta device, so those figures are exact. Activations follow from what
+is alive at the widest point of a forward pass, measured once for this implementation. Speed is a
+roofline (specification "model and sampling", section 10) at a stated share of the peak.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from helios.codec import AutoencoderConfig, WanAutoencoder
+from helios.diffusion import Pyramid
+from helios.errors import CheckpointError
+from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, latent_size, token_count
+from helios.history import LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
+from helios.model import TransformerConfig, empty_transformer, fp32_names
+from helios.pipeline.memory import available_memory
+from helios.storage import read_json
+
+if TYPE_CHECKING:
+    from helios.diffusion import Plan
+    from helios.pipeline.build import ModelFolder
+
+__all__ = [
+    "MACHINES",
+    "Forecast",
+    "Machine",
+    "Sizes",
+    "check_fits",
+    "decode_flops",
+    "find_machine",
+    "forecast",
+    "forward_flops",
+    "transformer_activations",
+]
+
+EFFICIENCY = 0.45
+"""Share of the peak that whole forward passes are expected to reach."""
+_LAUNCH = 1e-4
+"""Seconds that a block takes at least, however small."""
+_ACTIVATIONS = 10
+"""Tensors of ``[L, D]`` alive in self-attention, the widest point unless the hidden width is."""
+_DECODER_MAPS = 4.3
+"""Feature maps at full resolution alive while a chunk is decoded."""
+_RUNTIME = {"cpu": 0.5 * 2**30, "cuda": 1.0 * 2**30}
+"""Bytes on the device beside tensors: the process, or CUDA's context and allocator."""
+_HOST_OF_CUDA = 3.0 * 2**30
+"""Host bytes of a process that works on a CUDA device."""
+_TEXT_BUCKETS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a model is to run.
+
+    Attributes:
+        name: what people call it.
+        kind: ``"cuda"`` or ``"cpu"``.
+        memory: bytes free for the model on the device, None if unknown.
+        host: bytes free in host memory, None if unknown.
+        flops: dense bfloat16 operations a second at the peak, None if unknown.
+        bandwidth: bytes a second of device memory.
+    """
+
+    name: str
+    kind: str
+    memory: float | None
+    host: float | None
+    flops: float | None = None
+    bandwidth: float | None = None
+
+
+# Memory (10^9 bytes), dense bfloat16 TFLOP/s and TB/s of the vendors' data sheets.
+_SHEETS = {
+    "B200": (180, 2250, 8.0),
+    "H200": (141, 989, 4.8),
+    "H100": (80, 989, 3.35),
+    "A100": (80, 312, 2.04),
+    "L40S": (48, 362, 0.864),
+    "RTX 5090": (32, 209, 1.79),
+    "RTX 4090": (24, 165, 1.01),
+    "RTX 3090": (24, 71, 0.936),
+}
+MACHINES = {
+    name.lower().replace(" ", ""): Machine(
+        name=name, kind="cuda", memory=0.97e9 * size, host=None, flops=1e12 * f, bandwidth=1e12 * b
+    )
+    for name, (size, f, b) in _SHEETS.items()
+}
+"""Devices that can be planned for without having one."""
+
+
+def find_machine(device: torch.device) -> Machine:
+    """The machine at hand, with the memory that is free on ``device`` now."""
+    host = available_memory()
+    if device.type != "cuda":
+        return Machine(name="CPU", kind="cpu", memory=host, host=host)
+    name = torch.cuda.get_device_name(device)
+    known = next((m for m in MACHINES.values() if m.name in name), None)
+    return Machine(
+        name=name,
+        kind="cuda",
+        memory=torch.cuda.mem_get_info(device)[0],
+        host=host,
+        flops=None if known is None else known.flops,
+        bandwidth=None if known is None else known.bandwidth,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes of a model's parameters in one dtype.
+
+    Attributes:
+        parts: by component.
+        largest: of its largest tensor: what passes through host memory on the way to a device.
+    """
+
+    parts: dict[str, int]
+    largest: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parameters."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one model needs on one machine; all sizes in bytes.
+
+    Attributes:
+        machine: where.
+        weights: parameters by component.
+        activations: at the peak of generating one chunk.
+        device: needed on the device in all.
+        host: needed in host memory in all.
+        disk: of all files.
+        download: of the files that are not here yet.
+        disk_free: where they go.
+        flops: of one chunk after the first.
+        fps: frames a second after the first chunk, None where the machine's peak is not known.
+    """
+
+    machine: Machine
+    weights: dict[str, int]
+    activations: int
+    device: int
+    host: int
+    disk: int
+    download: int
+    disk_free: int
+    flops: float
+    fps: float | None
+
+    def problems(self) -> dict[str, str]:
+        """What does not fit, by ``"memory"`` and ``"disk"``; empty if everything does."""
+        found = {}
+        machine = self.machine
+        if machine.memory is not None and self.device > machine.memory:
+            found["memory"] = f"{machine.name}: {_needs(self.device, machine.memory)}"
+        elif machine.kind == "cuda" and machine.host is not None and self.host > machine.host:
+            found["memory"] = f"host memory: {_needs(self.host, machine.host)}"
+        if self.download > self.disk_free:
+            found["disk"] = f"disk: {_needs(self.download, self.disk_free)}"
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "machine": self.machine.name,
+            "weights": self.weights,
+            "activations": self.activations,
+            "device": self.device,
+            "device_free": self.machine.memory,
+            "host": self.host,
+            "host_free": self.machine.host,
+            "disk": self.disk,
+            "download": self.download,
+            "disk_free": self.disk_free,
+            "flops_per_chunk": self.flops,
+            "frames_per_second": self.fps,
+            "problems": self.problems(),
+        }
+
+
+def forecast(
+    model: ModelFolder,
+    machine: Machine,
+    dtype: torch.dtype,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+) -> Forecast:
+    """Predict what generating with ``model`` needs; no weight is read.
+
+    Args:
+        model: its small files.
+        machine: where it is to run.
+        dtype: of transformer, text encoder and decoder.
+        height: of the video in pixels; the model's own if not given.
+        width: likewise.
+
+    Raises:
+        CheckpointError: if a configuration cannot be used.
+        ValueError: for a size this model cannot make.
+    """
+    from helios.pipeline.request import Request
+
+    asked = Request.make(prompt="a", height=height, width=width)
+    resolved = model.defaults.resolve(asked, model.schedule)
+    transformer, autoencoder = _configs(model)
+    sizes = measure(model, dtype)
+    rows, columns = latent_size(resolved.height, resolved.width)
+    decoder = _decoder_activations(autoencoder, resolved.height, resolved.width, dtype)
+    activations = max(transformer_activations(transformer, rows, columns, dtype), decoder)
+    forwards = _forwards(resolved.plan, 1 if resolved.guidance is None else 2)
+    counts = [
+        (count, forward_flops(transformer, rows, columns, scale=scale)) for count, scale in forwards
+    ]
+    decode = decode_flops(autoencoder, rows, columns)
+    fps = None
+    if machine.flops and machine.bandwidth:
+        peak = machine.flops * EFFICIENCY * (1 if dtype.itemsize == 2 else 0.5)
+        reading = sizes.parts["transformer"] / machine.bandwidth
+        least = max(reading, transformer.num_layers * _LAUNCH)
+        seconds = sum(count * max(flops / peak, least) for count, flops in counts)
+        fps = CHUNK_FRAMES / (seconds + decode / peak)
+    on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
+    on_host = on_device if machine.kind == "cpu" else int(_HOST_OF_CUDA) + sizes.largest
+    disk = sum(file.stat().st_size for file in model.folder.rglob("*") if file.is_file())
+    download = 0
+    if model.hub is not None and model.hub.files is not None:
+        disk, download = sum(file.size for file in model.hub.files), model.hub.download_bytes
+    return Forecast(
+        machine=machine,
+        weights=sizes.parts,
+        activations=activations,
+        device=on_device,
+        host=on_host,
+        disk=disk,
+        download=download,
+        disk_free=shutil.disk_usage(model.folder).free,
+        flops=sum(count * flops for count, flops in counts) + decode,
+        fps=fps,
+    )
+
+
+def measure(model: ModelFolder, dtype: torch.dtype) -> Sizes:
+    """Count a model's parameters, as loading in ``dtype`` will leave them.
+
+    Raises:
+        CheckpointError: if a configuration cannot be used.
+    """
+    transformer, autoencoder = _configs(model)
+    network = empty_transformer(transformer)
+    kept = fp32_names(network)
+    width = dtype.itemsize
+    tensors = {
+        "transformer": [
+            p.numel() * (4 if name in kept else width) for name, p in network.named_parameters()
+        ],
+        "vae": [
+            p.numel() * (width if name.startswith(("decoder.", "post_quant_conv.")) else 4)
+            for name, p in _empty_autoencoder(autoencoder).named_parameters()
+        ],
+    }
+    if model.has_text_encoder:
+        config = read_json(model.folder / "text_encoder" / "config.json")
+        tensors["text_encoder"] = [count * width for count in _text_tensors(config)]
+    return Sizes(
+        parts={part: sum(sizes) for part, sizes in tensors.items()},
+        largest=max(max(sizes) for sizes in tensors.values()),
+    )
+
+
+def check_fits(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that cannot fit on ``device``, before any is read.
+
+    Raises:
+        MemoryError: saying how much is needed and how much is free.
+        CheckpointError: if a configuration cannot be used.
+    """
+    free = find_machine(device).memory
+    need = measure(model, dtype).total
+    if free is not None and need > free:
+        raise MemoryError(
+            f"the weights of {model.name} on {device} in {str(dtype).removeprefix('torch.')}: "
+            f"{_needs(need, free)}; see helios plan"
+        )
+
+
+def transformer_activations(
+    config: TransformerConfig, rows: int, columns: int, dtype: torch.dtype
+) -> int:
+    """Bytes alive at the widest point of one forward pass on latents ``[9, rows, columns]``."""
+    noisy, history = _tokens(rows, columns, 1)
+    wide = max(_ACTIVATIONS * config.width, 3 * config.width + 2 * config.ffn_dim)
+    return (noisy + history) * wide * dtype.itemsize
+
+
+def forward_flops(
+    config: TransformerConfig, rows: int, columns: int, *, text: int = 512, scale: int = 1
+) -> float:
+    """Operations of one forward pass, two per multiplication (section 10.1).
+
+    Args:
+        config: the network.
+        rows: of full-size latents, which the history has.
+        columns: likewise.
+        text: rows of the text embedding.
+        scale: the noisy latents are this many times smaller on a side.
+    """
+    noisy, history = _tokens(rows, columns, scale)
+    length, width, hidden = noisy + history, config.width, config.ffn_dim
+    read = noisy if config.guidance_cross_attn else length
+    block = (
+        (8 * width**2 + 4 * width * hidden) * length
+        + 4 * width * length**2
+        + (4 * width**2 + 4 * width * text) * read
+        + 4 * width**2 * text
+    )
+    # Every patcher reads 64 numbers a token for each token it merges; the head writes 64.
+    short, mid, long = _history_tokens(rows, columns)
+    patches = 2 * 4 * config.in_channels * width * (noisy + short + 8 * mid + 64 * long)
+    head = 2 * 4 * config.out_channels * width * noisy
+    text_in = 2 * text * width * (config.text_dim + width)
+    return float(config.num_layers * block + patches + head + text_in)
+
+
+def decode_flops(config: AutoencoderConfig, rows: int, columns: int) -> float:
+    """Operations of decoding one chunk, counted on the meta device."""
+    network = _empty_autoencoder(config)
+    latents = torch.empty(1, config.z_dim, CHUNK_LATENTS, rows, columns, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.decode_patches(latents)
+    return float(counter.get_total_flops())
+
+
+def _decoder_activations(
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype
+) -> int:
+    pixels = CHUNK_FRAMES * (height // config.patch) * (width // config.patch)
+    return int(_DECODER_MAPS * pixels * config.decoder_width * dtype.itemsize)
+
+
+def _tokens(rows: int, columns: int, scale: int) -> tuple[int, int]:
+    """Noisy tokens at a scale, and history tokens."""
+    noisy = token_count(CHUNK_LATENTS, rows // scale, columns // scale)
+    return noisy, sum(_history_tokens(rows, columns))
+
+
+def _history_tokens(rows: int, columns: int) -> tuple[int, int, int]:
+    """Tokens of the short, mid and long streams (section 2.3)."""
+    return (
+        len(SHORT_POSITIONS) * ceil(rows / 2) * ceil(columns / 2),
+        ceil(len(MID_POSITIONS) / 2) * ceil(rows / 4) * ceil(columns / 4),
+        ceil(len(LONG_POSITIONS) / 4) * ceil(rows / 8) * ceil(columns / 8),
+    )
+
+
+def _forwards(plan: Plan, branches: int) -> list[tuple[int, int]]:
+    """How many forward passes a chunk takes, each with how much smaller its latents are."""
+    if not isinstance(plan, Pyramid):
+        return [(plan.steps * branches, 1)]
+    last = len(plan.steps) - 1
+    counts = list(plan.steps)
+    counts[0] = max(0, counts[0] - plan.zero_init)
+    return [(count * branches, 2 ** (last - stage)) for stage, count in enumerate(counts)]
+
+
+def _configs(model: ModelFolder) -> tuple[TransformerConfig, AutoencoderConfig]:
+    def values(part: str) -> dict[str, Any]:
+        return read_json(model.folder / part / "config.json")
+
+    return (
+        TransformerConfig.from_json(values("transformer")),
+        AutoencoderConfig.from_json(values("vae")),
+    )
+
+
+def _empty_autoencoder(config: AutoencoderConfig) -> WanAutoencoder:
+    try:
+        with torch.device("meta"):
+            return WanAutoencoder(config)
+    except ValueError as error:
+        raise CheckpointError(f"the autoencoder's configuration is not usable: {error}") from None
+
+
+def _text_tensors(config: dict[str, Any]) -> list[int]:
+    """Elements of every parameter of a UMT5 encoder."""
+    try:
+        vocabulary, width, ffn = config["vocab_size"], config["d_model"], config["d_ff"]
+        heads, layers = config["num_heads"], config["num_layers"]
+        inner = heads * config["d_kv"]
+        buckets = config.get("relative_attention_num_buckets", _TEXT_BUCKETS)
+        gated = 2 if config.get("feed_forward_proj", "gated-gelu").startswith("gated") else 1
+        block = [inner * width] * 4 + [buckets * heads, width, width] + [width * ffn] * (gated + 1)
+        return [vocabulary * width, width, *(block * layers)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the text encoder's config.json cannot be used ({error!r})"
+        ) from None
+
+
+def _needs(need: float, free: float) -> str:
+    return f"{need / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
