@@ -44,7 +44,7 @@ def train(
         raise FileExistsError(
             f"{out} holds a run already: go on with --resume auto, or choose another --out"
         )
-    with join(device) as world, only_trainer(out, world):
+    with join(device) as world:
 
         def say(line: str) -> None:
             if world.is_main:
@@ -64,4 +64,5 @@ def train(
         trainer = Trainer(stage, config, world, out)
         if found is not None:
             trainer.resume(found)
-        return trainer.run()
+        with only_trainer(out, world):
+            return trainer.run()
