@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["export", "parse_bytes", "parse_lora"]
+__all__ = ["export", "parse_bytes"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -33,6 +33,7 @@ def export(
     """Write a model in the published layout, which diffusers reads as well."""
     import torch
 
+    from helios.cli.generate import parse_lora
     from helios.pipeline import check_free, check_lora, inspect_model, load_inspected, measure, save
 
     if dtype not in _DTYPES:
@@ -65,15 +66,6 @@ def parse_bytes(text: str) -> int:
     if count < 10**6:
         raise ValueError(f"--shard-size must be a size such as 5GB, at least 1MB, got {text!r}")
     return count
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """File and scale of ``FILE[:SCALE]``; a colon in a file's name is fine."""
-    name, colon, scale = text.rpartition(":")
-    try:
-        return (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
 
 
 def _check_disk(output: Path, need: int) -> None:

@@ -1,0 +1,87 @@
+"""Exported folders: dtype, shards, refusals; and the figures of ``helios plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import helios
+from helios.cli.export import parse_bytes
+from helios.cli.main import run
+
+
+def dtypes(folder: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as reader:
+            for name in reader.keys():  # noqa: SIM118
+                kind = reader.get_slice(name).get_dtype()
+                found.setdefault(file.parent.name, set()).add(kind)
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", "BF16"), ("float16", "F16")])
+def test_a_narrow_copy_keeps_what_must_stay_wide(
+    tiny_random: Path, tmp_path: Path, dtype: str, stored: str
+) -> None:
+    out = tmp_path / "out"
+    assert run(["export", str(tiny_random), str(out), "--dtype", dtype]) == 0
+    found = dtypes(out)
+    assert found["transformer"] == {stored, "F32"}
+    assert found["vae"] == {"F32"}
+    assert stored in found["text_encoder"]
+    wide = helios.load(tiny_random, device="cpu", dtype="float32").transformer.state_dict()
+    narrow = helios.load(out, device="cpu", dtype="float32").transformer.state_dict()
+    for name, value in wide.items():
+        torch.testing.assert_close(narrow[name], value, rtol=2**-8, atol=1e-6)
+    assert torch.equal(narrow["head.modulation"], wide["head.modulation"])
+    assert run(["checkpoint", "verify", str(out)]) == 0
+
+
+def test_shards_and_refusals(
+    tiny_random: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helios.cli.export.parse_bytes", lambda _: 20_000)
+    out = tmp_path / "out"
+    base = ["export", str(tiny_random), str(out), "--dtype", "float32"]
+    assert run(base) == 0
+    assert (out / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert len(list((out / "transformer").glob("*-of-*.safetensors"))) > 3
+    assert run(base) == 6
+    assert run([*base, "--overwrite"]) == 0
+    assert run(["export", str(tiny_random), str(tmp_path / "b"), "--dtype", "int8"]) == 2
+    assert run(["export", str(tiny_random), str(tmp_path / "b"), "--lora", "none.safetensors"]) == 4
+    monkeypatch.setattr("helios.cli.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    assert run(["export", str(tiny_random), str(tmp_path / "b")]) == 6
+    assert not (tmp_path / "b").exists()
+
+
+def test_sizes_in_words() -> None:
+    assert [parse_bytes(text) for text in ("5GB", "500mb", "1.5 G", "2000000")] == [
+        5 * 10**9, 5 * 10**8, 15 * 10**8, 2 * 10**6,
+    ]  # fmt: skip
+    for text in ("big", "5TB", "10", "-1GB"):
+        with pytest.raises(ValueError, match="shard-size"):
+            parse_bytes(text)
+
+
+def test_plan_says_what_fits(
+    tiny_random: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["plan", str(tiny_random), "--device", "cpu", "--dtype", "float32"]
+    assert run(base) == 0
+    assert "host memory" in capsys.readouterr().out
+    assert run([*base, "--json", "--size", "64x32"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["device"] > sum(figures["weights"].values()) > 0
+    assert run([*base, "--size", "65x32"]) == 2
+    assert run(["plan", "tinny"]) == 4
+    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 10**6)
+    capsys.readouterr()
+    assert run(base) == 5
+    assert "are needed" in capsys.readouterr().err
