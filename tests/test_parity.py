@@ -100,11 +100,15 @@ def _cases() -> list[Case]:
 
 CASES = _cases()
 WITH_FRAMES = [case for case in CASES if case.seed % 7 == 1]
-IN_BFLOAT16 = [case for case in CASES if case.start == "text" or case.seed % 3 == 0]
+IN_BFLOAT16 = [case for case in CASES if case.start == "text" or case.seed % 9 == 0]
 
 
 class Sides:
-    """Both pipelines of every kind of checkpoint, made once; results, made once."""
+    """Both pipelines of every kind of checkpoint, made once; results, made once.
+
+    One kind has an autoencoder that halves three times, as published; the others fold pixels,
+    which takes a quarter of the time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -116,7 +120,7 @@ class Sides:
         if (kind, dtype) not in self._made:
             folder = self._folder / kind
             if not folder.exists():
-                write_checkpoint(kind, folder, self._parts[kind != "base"])
+                write_checkpoint(kind, folder, self._parts[kind != "base-euler"])
             self._made[kind, dtype] = (
                 published_pipeline(folder, dtype),
                 helios.load(folder, device="cpu", dtype=dtype),
