@@ -1,5 +1,6 @@
 import json
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -166,3 +167,15 @@ def test_gains_the_published_form_cannot_hold_are_refused(tmp_path, value):
     with pytest.raises(CheckpointError, match="history_gain"):
         save_transformer(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_shards_pass_between_us_and_diffusers(tmp_path):
+    model = build()
+    save_transformer(model, tmp_path / "ours", shard_bytes=20_000)
+    theirs = diffusers.HeliosTransformer3DModel.from_pretrained(tmp_path / "ours")
+    for name, value in model.named_parameters():
+        assert torch.equal(theirs.state_dict()[published_name(name)], value)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*-of-*.safetensors"))) > 2
+    again = load_transformer(tmp_path / "theirs").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.named_parameters())
