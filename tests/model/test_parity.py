@@ -111,6 +111,9 @@ def test_the_same_operations_give_the_same_bits(seed, dtype, tmp_path, monkeypat
     values, geometry = random_case(seed)
     oracle(values, seed).save_pretrained(tmp_path)
     theirs = HeliosTransformer3DModel.from_pretrained(tmp_path, torch_dtype=dtype).eval()
+    for parameter in theirs.parameters():
+        # Theirs lie in the mapped file, where they fall; a matrix product rounds by alignment.
+        parameter.data = parameter.data.clone()
     ours = load_transformer(tmp_path, dtype=dtype)
     batch = inputs(ours.config, dtype=dtype, **geometry)
     assert torch.equal(ours(*batch), ask_oracle(theirs, *batch))
