@@ -56,6 +56,18 @@ class World:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return tuple(shared.tolist())
 
+    def together(self, failure: OSError | None, otherwise: OSError) -> None:
+        """Go on only if every rank can: a rank that raises alone leaves the others waiting.
+
+        Raises:
+            OSError: ``failure`` where there is one; ``otherwise`` on the other ranks.
+        """
+        (failed,) = self.agree(float(failure is not None))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise otherwise
+
     def maximum(self, value: Tensor) -> Tensor:
         """The largest ``value`` over all ranks, in place, on the device it is on."""
         if self.size > 1:

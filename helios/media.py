@@ -77,7 +77,7 @@ def read_image(path: str | Path) -> Pixels:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(file, formats=IMAGE_FORMATS) as image:
-                    _check_image_size(path, *image.size)
+                    _check_size("image", path, *image.size)
                     return _upright_rgb(image)
         except (InputError, MemoryError):
             raise
@@ -172,15 +172,20 @@ def _regular_file(path: str | Path, what: str, limit: int | None) -> Iterator[Bi
         yield file
 
 
-def _check_image_size(path: str | Path, width: int, height: int) -> None:
-    if max(width, height) > IMAGE_SIDE or width * height > IMAGE_PIXELS:
+def _check_size(what: str, path: str | Path, width: int, height: int) -> None:
+    """Refuse an image or a video by what its header says, before a pixel is decoded."""
+    side, pixels, of = {
+        "image": (IMAGE_SIDE, IMAGE_PIXELS, "in all"),
+        "video": (VIDEO_SIDE, VIDEO_PIXELS, "a frame"),
+    }[what]
+    if max(width, height) > side or width * height > pixels:
         raise InputError(
-            f"image {_shown(path)} is {width}x{height}; at most {IMAGE_SIDE} pixels a side and "
-            f"{IMAGE_PIXELS:,} pixels in all are read"
+            f"{what} {_shown(path)} is {width}x{height}; at most {side} pixels a side and "
+            f"{pixels:,} pixels {of} are read"
         )
     if min(width, height) < MIN_SIDE:
         raise InputError(
-            f"image {_shown(path)} is {width}x{height}; at least {MIN_SIDE} a side are needed"
+            f"{what} {_shown(path)} is {width}x{height}; at least {MIN_SIDE} a side are needed"
         )
 
 
@@ -240,7 +245,7 @@ def _check_streams(path: str | Path, container: Any) -> None:
 
 def _check_video(path: str | Path, container: Any, stream: Any, limited: bool) -> float:
     """Refuse what the header already tells is too much; returns the frame rate."""
-    _check_frame_size(path, stream.codec_context.width, stream.codec_context.height)
+    _check_size("video", path, stream.codec_context.width, stream.codec_context.height)
     seconds = (container.duration or 0) / 1_000_000
     if limited and seconds > VIDEO_SECONDS + 0.5:
         raise InputError(
@@ -253,18 +258,6 @@ def _check_video(path: str | Path, container: Any, stream: Any, limited: bool) -
             f"video {_shown(path)} has {rate:g} frames a second; {low} to {high} are read"
         )
     return rate
-
-
-def _check_frame_size(path: str | Path, width: int, height: int) -> None:
-    if max(width, height) > VIDEO_SIDE or width * height > VIDEO_PIXELS:
-        raise InputError(
-            f"video {_shown(path)} is {width}x{height}; at most {VIDEO_SIDE} pixels a side and "
-            f"{VIDEO_PIXELS:,} pixels a frame are read"
-        )
-    if min(width, height) < MIN_SIDE:
-        raise InputError(
-            f"video {_shown(path)} is {width}x{height}; at least {MIN_SIDE} a side are needed"
-        )
 
 
 def _decode(
@@ -281,7 +274,7 @@ def _decode(
     for packet in container.demux(stream):
         whole += packet.size > 0 and not packet.is_corrupt
         for frame in packet.decode():
-            _check_frame_size(path, frame.width, frame.height)
+            _check_size("video", path, frame.width, frame.height)
             pixels = _upright_frame(frame, cover)
             if frames and pixels.shape != frames[0].shape:
                 raise InputError(

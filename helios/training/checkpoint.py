@@ -84,11 +84,7 @@ def _together(world: World, work: Callable[[], None], *, only_main: bool = False
             work()
         except OSError as error:
             failure = error
-    (failed,) = world.agree(float(failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise OSError("another rank could not write its part of the checkpoint")
+    world.together(failure, OSError("another rank could not write its part of the checkpoint"))
 
 
 def _make_room(folder: Path, temporary: Path) -> None:

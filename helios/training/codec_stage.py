@@ -18,6 +18,7 @@ from helios.distributed import World
 from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
 from helios.training.sheet import write_sheet
+from helios.training.stage import go_to, position
 from helios.training.stage1 import find_codec
 
 __all__ = ["CodecStage", "CodecStageConfig", "Psnr", "measure_psnr", "reconstruction_loss"]
@@ -265,14 +266,11 @@ class CodecStage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Position in the scenes and the noise generator."""
-        data = {f"data.{name}": value for name, value in self._data.state_dict().items()}
-        return {**data, "noise": self._noise.get_state()}
+        return position(self._data, self._noise)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a position."""
-        data = {k.removeprefix("data."): v for k, v in state.items() if k.startswith("data.")}
-        self._data.load_state_dict(data)
-        self._noise.set_state(state["noise"].cpu().clone())
+        go_to(state, self._data, self._noise)
 
     def sample(self, averaged: nn.Module, folder: Path) -> None:
         """A sheet of unseen scenes, each above its reconstruction."""

@@ -33,11 +33,7 @@ def only_trainer(out: Path, world: World) -> Iterator[None]:
             handle = _take(out)
         except OSError as error:
             failure = error
-    (failed,) = world.agree(float(failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise FileExistsError(f"the first rank cannot train in {out}")
+    world.together(failure, FileExistsError(f"the first rank cannot train in {out}"))
     try:
         yield
     finally:

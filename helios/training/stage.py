@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from helios.distributed import World
 
-__all__ = ["Stage", "StageConfig"]
+__all__ = ["Stage", "StageConfig", "go_to", "nested", "position", "under"]
 
 
 class Stage(Protocol):
@@ -60,3 +61,37 @@ class StageConfig(Protocol):
     def build(self, world: World, *, seed: int, compiled: bool) -> Stage:
         """The stage on this rank's device, its parameters fresh from ``seed``."""
         ...
+
+
+class Resumable(Protocol):
+    """Data that can say where it is, and go back there."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where it is."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back."""
+        ...
+
+
+def position(data: Resumable, noise: torch.Generator) -> dict[str, Tensor]:
+    """The state of a stage whose randomness is its data and one generator."""
+    return {**nested("data", data.state_dict()), "noise": noise.get_state()}
+
+
+def go_to(state: Mapping[str, Tensor], data: Resumable, noise: torch.Generator) -> None:
+    """Take ``data`` and ``noise`` back to a `position`."""
+    data.load_state_dict(under("data", state))
+    noise.set_state(state["noise"].cpu().clone())
+
+
+def nested(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` with ``prefix.`` before every name."""
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `nested`: those under ``prefix.``, without it."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

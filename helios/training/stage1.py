@@ -27,6 +27,7 @@ from helios.history import CorruptionConfig, DropConfig, corrupt, cut_window, dr
 from helios.model import HeliosTransformer, TransformerConfig, load_transformer, reset_parameters
 from helios.pipeline import GenerationConfig, Pipeline, Video
 from helios.training.sheet import write_sheet
+from helios.training.stage import go_to, position
 
 __all__ = ["Emphasis", "NoiseLaw", "Stage1", "Stage1Config", "TextSize"]
 
@@ -308,14 +309,11 @@ class Stage1:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Position in the scenes and the noise generator."""
-        data = {f"data.{name}": value for name, value in self._data.state_dict().items()}
-        return {**data, "noise": self._noise.get_state()}
+        return position(self._data, self._noise)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a position."""
-        data = {k.removeprefix("data."): v for k, v in state.items() if k.startswith("data.")}
-        self._data.load_state_dict(data)
-        self._noise.set_state(state["noise"].cpu().clone())
+        go_to(state, self._data, self._noise)
 
     def sample(self, averaged: nn.Module, folder: Path) -> None:
         """Videos of unseen captions, made as users make them: one MP4 each and one sheet.

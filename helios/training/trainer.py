@@ -24,7 +24,7 @@ from helios.storage import write_json
 from helios.training import checkpoint
 from helios.training.config import FREE_TO_CHANGE, RunConfig, differences, to_json
 from helios.training.optim import Ema, adamw, learning_rate
-from helios.training.stage import Stage
+from helios.training.stage import Stage, nested, under
 from helios.training.tracking import Averages, Tracker
 
 __all__ = ["Trainer"]
@@ -118,13 +118,11 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not fit this model ({error})") from None
         own = snapshot.own
-        stage = {k.removeprefix("stage."): v for k, v in own.items() if k.startswith("stage.")}
-        self.stage.load_state_dict(stage)
+        self.stage.load_state_dict(under("stage", own))
         self.step = snapshot.step
         self._elapsed = snapshot.info["elapsed"]
         self._clock_start = snapshot.info["clock_start"]
-        states = {k.removeprefix("random."): v for k, v in own.items() if k.startswith("random.")}
-        checkpoint.set_random_state(states, self.world.device)
+        checkpoint.set_random_state(under("random", own), self.world.device)
 
     def run(self) -> dict[str, float]:
         """Train to the end and write ``out/model``; returns what the stage measured.
@@ -281,9 +279,8 @@ class Trainer:
             "elapsed": self._elapsed,
             "clock_start": self._clock_start,
         }
-        own = {f"stage.{name}": value for name, value in self.stage.state_dict().items()}
-        states = checkpoint.random_state(self.world.device)
-        own |= {f"random.{name}": value for name, value in states.items()}
+        own = nested("stage", self.stage.state_dict())
+        own |= nested("random", checkpoint.random_state(self.world.device))
         snapshot = checkpoint.Snapshot(step=self.step, shared=self._shared(), own=own, info=info)
         try:
             checkpoint.save(
