@@ -1,0 +1,3 @@
+"""The web: jobs, live sessions, the studio page; it receives ready pipelines."""
+
+__all__: list[str] = []
