@@ -102,6 +102,14 @@ def test_no_motion_repeats_after_a_chunk():
         assert change.max() > 0.03, scene
 
 
+def test_no_object_leaves_its_own_place_within_a_latent_frame():
+    scenes = sample_scenes(200, seed=8)
+    for scene in scenes:
+        centre = poses([scene], start=0, frames=150).centre[0, 0]
+        moved = (centre[4:] - centre[:-4]).norm(dim=-1).max()
+        assert moved < 2 * RADII[scene.main.size], scene
+
+
 def test_a_later_window_is_the_continuation():
     scenes = sample_scenes(6, seed=1)
     whole = poses(scenes, start=0, frames=66)

@@ -67,11 +67,11 @@ def _rotation(axis: Tensor, angle: Tensor) -> Tensor:
 
 
 def _drop(u: Tensor) -> Tensor:
-    """Height over one fall, from 1: a quick drop, a small rebound, a rest, a slow way up."""
-    fall = 1 - (u / 0.22) ** 2
-    hop = ((u - 0.22) / 0.14).clamp(0, 1)
-    rise = ((u - 0.5) / 0.5).clamp(0, 1)
-    return torch.where(u < 0.22, fall, 0.5 * hop * (1 - hop)) + rise * rise * (3 - 2 * rise)
+    """Height over one fall, from 1: a drop, a small rebound, a rest, a slow way up."""
+    fall = 1 - (u / 0.3) ** 2
+    hop = ((u - 0.3) / 0.16).clamp(0, 1)
+    rise = ((u - 0.54) / 0.46).clamp(0, 1)
+    return torch.where(u < 0.3, fall, 0.5 * hop * (1 - hop)) + rise * rise * (3 - 2 * rise)
 
 
 SWING = 0.6  # radians to either side

@@ -28,8 +28,11 @@ ZOOM = 0.22
 CROWD = {1: 1.0, 2: 1.05, 3: 1.18}
 
 
-def _unlike_chunk(low: int, high: int, orders: tuple[int, ...]) -> tuple[int, ...]:
-    """Periods at which 33 frames are far from a whole number of turns, for every symmetry."""
+def _unlike_chunk(low: int, high: int, orders: tuple[int, ...] = (1, 2)) -> tuple[int, ...]:
+    """Periods of which one chunk, or two, is far from a whole number of turns.
+
+    ``orders``: besides the two chunks, turns of a shape that looks the same after a part of one.
+    """
 
     def far(turns: float) -> bool:
         return abs(turns - round(turns)) > 0.08
@@ -39,18 +42,19 @@ def _unlike_chunk(low: int, high: int, orders: tuple[int, ...]) -> tuple[int, ..
     )
 
 
+# Slow enough that a latent frame (four frames) moves an object by less than its own width.
 PERIODS: dict[str, tuple[int, ...]] = {
-    "rolls": _unlike_chunk(44, 58, (1,)),
-    "bounces": _unlike_chunk(21, 28, (1,)),
-    "orbits": _unlike_chunk(38, 52, (1,)),
-    "spins": _unlike_chunk(50, 62, (1, 2, 3, 4, 5)),
-    "pulses": _unlike_chunk(24, 40, (1,)),
-    "falls": _unlike_chunk(38, 46, (1,)),
-    "swings": _unlike_chunk(34, 44, (1,)),
-    "drifts": _unlike_chunk(48, 60, (1,)),
-    "tumbles": _unlike_chunk(48, 62, (1, 2)),
+    "rolls": _unlike_chunk(56, 76),
+    "bounces": _unlike_chunk(36, 46),
+    "orbits": _unlike_chunk(54, 75),
+    "spins": _unlike_chunk(50, 75, (1, 2, 3, 4, 5)),
+    "pulses": _unlike_chunk(38, 50),
+    "falls": _unlike_chunk(48, 60),
+    "swings": _unlike_chunk(44, 60),
+    "drifts": _unlike_chunk(56, 76),
+    "tumbles": _unlike_chunk(50, 75),
 }
-CAMERA_PERIODS = _unlike_chunk(72, 92, (1,))
+CAMERA_PERIODS = _unlike_chunk(72, 92)
 
 
 @dataclass(frozen=True, kw_only=True)
