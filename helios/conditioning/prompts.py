@@ -7,47 +7,17 @@ chunks is none of a track's business.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from helios.errors import InputError
+from helios.words import MAX_PROMPT, check_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["MAX_PROMPT", "Blend", "PromptTrack", "check_prompt"]
-
-MAX_PROMPT = 4096
-"""Code points a prompt may have, normalised and trimmed."""
-
-
-def check_prompt(text: str, *, name: str = "prompt", empty: bool = False) -> str:
-    """The prompt, trimmed, in normal form C and with plain line ends, if it can be used.
-
-    Args:
-        text: as the person wrote it.
-        name: what to call it in the error.
-        empty: whether it may be empty, as a negative prompt may.
-
-    Raises:
-        InputError: if it is not text, empty, longer than 4,096 code points, or holds a control
-            character or half a surrogate pair.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{name} must be text, got {type(text).__name__}")
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n")).strip()
-    if not text and not empty:
-        raise InputError(f"{name} is empty; describe what the video shall show")
-    if len(text) > MAX_PROMPT:
-        raise InputError(f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are read")
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n":
-            raise InputError(
-                f"{name} holds the character U+{ord(character):04X}, which is not text; remove it"
-            )
-    return text
 
 
 @dataclass(frozen=True)
