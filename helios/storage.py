@@ -363,8 +363,12 @@ def write_tensors(
         for file, keys in zip([name] if count == 1 else names, groups, strict=True):
             draft = folder / f".{file}.draft"
             drafts.append((draft, folder / file))
-            plain = {key: tensors[key].detach().to("cpu", dtype).contiguous() for key in keys}
-            save_file(plain, draft, metadata={"format": "pt", **(metadata or {})})
+            # Not by name: a name would keep this file's copies while the next one's are made.
+            save_file(
+                {key: tensors[key].detach().to("cpu", dtype).contiguous() for key in keys},
+                draft,
+                metadata={"format": "pt", **(metadata or {})},
+            )
         for draft, path in drafts:
             draft.replace(path)
     finally:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_another_form_replaces_the_old_one(tmp_path: Path) -> None:
         write_tensors(tmp_path, tensors(), shard_bytes=limit)
         assert len(list(tmp_path.iterdir())) == count + 1
         assert read_tensors(tmp_path).keys() == tensors().keys()
+
+
+def test_only_one_shard_is_copied_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[weakref.ref[torch.Tensor]] = []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, **_: Any) -> None:
+        assert all(earlier() is None for earlier in written)
+        written.extend(weakref.ref(tensor) for tensor in tensors.values())
+        save_file(tensors, path)
+
+    monkeypatch.setattr("helios.storage.save_file", save)
+    write_tensors(tmp_path, tensors(), dtype=torch.bfloat16, shard_bytes=500)
+    assert len(written) == 6
 
 
 def test_a_failed_write_of_shards_leaves_the_old_form(

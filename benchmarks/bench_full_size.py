@@ -1,0 +1,605 @@
+"""A full-size checkpoint in the published layout: written, loaded, run, and held against diffusers.
+
+    python benchmarks/bench_full_size.py FOLDER [--report FILE] [--device cuda] [--cold] [--small]
+
+Writes a random 14B checkpoint like Helios-Distilled into FOLDER (29.2 GB: bfloat16 shards of at
+most 5 GB, the autoencoder of Wan 2.1, no text encoder), or takes the one that an earlier run left
+there. Then, each in a process of its own: ``helios.load`` and two videos of 66 frames at 384x640
+with the checkpoint's own steps (2, 2, 2); and each pyramid stage of ours and of diffusers, on the
+same weights, noise, text and history, in bfloat16 and in float32.
+
+Limits, exit code 1 if one is passed: host memory while loading (anonymous and shared, pages of
+mapped files aside) 1.25 times the largest shard and 4 GiB; ours in bfloat16 at most 1.1 times as
+far from float32 as diffusers is, in every stage; both the same in float32.
+
+Needs 30 GB of disk, about 75 GB on the device, and diffusers for the last part. ``--cold`` drops
+the files from the page cache before they are loaded. ``--small`` is the same with a small network,
+in half a minute on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import helios
+from helios.codec import AutoencoderConfig, Codec, WanAutoencoder, save_codec
+from helios.diffusion import (
+    Renoise,
+    ScheduleConfig,
+    ShiftLaw,
+    downsample_noise,
+    enter_stage,
+    stage_schedule,
+)
+from helios.geometry import CHUNK_LATENTS, LATENT_CHANNELS, latent_size
+from helios.history import (
+    CHUNK_POSITIONS,
+    LONG_POSITIONS,
+    MID_POSITIONS,
+    SHORT_POSITIONS,
+    HistoryWindow,
+)
+from helios.model import (
+    HeliosTransformer,
+    TransformerConfig,
+    cast,
+    empty_transformer,
+    load_transformer,
+    published_name,
+    save_transformer,
+)
+from helios.pipeline import find_machine, forecast, inspect_model, pick_device
+from helios.storage import SHARD_BYTES, read_json, write_json
+
+PHASES = ("write", "run", "compare")
+SEED = 7
+STEPS = (2, 2, 2)
+HOST_SHARE, HOST_FIXED = 1.25, 4 * 2**30
+ERROR_LIMIT = 1.1
+SAME_LIMIT = 1e-3
+"""Largest difference in float32, in units of the largest value: kernels differ, formulas do not."""
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is written and made."""
+
+    transformer: TransformerConfig
+    codec: AutoencoderConfig
+    shard_bytes: int
+    height: int
+    width: int
+    text_rows: int
+
+
+FULL = Size(
+    transformer=TransformerConfig(),
+    codec=AutoencoderConfig(),
+    shard_bytes=SHARD_BYTES,
+    height=384,
+    width=640,
+    text_rows=512,
+)
+SMALL = replace(
+    FULL,
+    transformer=TransformerConfig(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        rope_dim=(12, 10, 10),
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=256,
+        num_layers=3,
+    ),
+    codec=AutoencoderConfig(base_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1),
+    shard_bytes=1_100_000,
+    height=128,
+    width=192,
+    text_rows=16,
+)
+SCHEDULE = ScheduleConfig(dynamic=ShiftLaw(kind="linear"), lag=True)
+"""That of Helios-Distilled."""
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def precise() -> None:
+    """Products of float32 in float32, in the oracle's convolutions too."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+class HostPeak:
+    """Watches the process's anonymous and shared memory; pages of mapped files are not counted."""
+
+    def __init__(self) -> None:
+        self.start = self.peak = self.read()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def read() -> int:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        kinds = ("RssAnon:", "RssShmem:")
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.01):
+            self.peak = max(self.peak, self.read())
+
+    def __enter__(self) -> HostPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak = max(self.peak, self.read())
+
+
+@torch.no_grad()
+def randomise(model: HeliosTransformer, generator: torch.Generator) -> None:
+    """Weights of variance 1 / fan-in; gains near 1, biases near 0, so that every term counts."""
+    width = model.config.width
+    for name, parameter in model.named_parameters():
+        if name.endswith("modulation"):
+            parameter.normal_(std=width**-0.5, generator=generator)
+        elif parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+        else:
+            parameter.normal_(std=0.05, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.add_(1)
+
+
+def write(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
+    """The checkpoint; on the device the transformer exists once, in host memory a shard of it."""
+    began = time.perf_counter()
+    with HostPeak() as host:
+        model = cast(empty_transformer(size.transformer), torch.bfloat16).to_empty(device=device)
+        randomise(model, torch.Generator(device).manual_seed(SEED))
+        synchronize(device)
+        say(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion random weights made")
+        save_transformer(model, folder / "transformer", shard_bytes=size.shard_bytes)
+        torch.manual_seed(SEED)
+        save_codec(Codec(WanAutoencoder(size.codec)), folder / "vae")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    scheduler = SCHEDULE.to_json("renoise")
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index: dict[str, Any] = {
+        "_class_name": "HeliosPyramidPipeline",
+        "_diffusers_version": "0.36.0",
+        "is_cfg_zero_star": False,
+        "is_distilled": True,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "transformer": ["diffusers", "HeliosTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    # Written last: a folder that has it is complete.
+    write_json(folder / "model_index.json", index)
+    return {"seconds": time.perf_counter() - began, "host_peak": host.peak}
+
+
+def forget(folder: Path) -> None:
+    """Drop the files of ``folder`` from the page cache."""
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def random_text(size: Size) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(size.text_rows, size.transformer.text_dim, generator=generator)
+
+
+def run(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
+    """Load in this fresh process and make the same video twice."""
+    shards = [path.stat().st_size for path in (folder / "transformer").glob("*.safetensors")]
+    model = inspect_model(folder)
+    predicted = forecast(
+        model, find_machine(device), torch.bfloat16, height=size.height, width=size.width
+    )
+    with HostPeak() as host:
+        began = time.perf_counter()
+        pipe = helios.load(folder, device=device, dtype="bfloat16")
+        synchronize(device)
+        seconds = time.perf_counter() - began
+    result: dict[str, Any] = {
+        "load_seconds": seconds,
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+        "shards": len(shards),
+        "largest_shard": max(shards),
+        "host_start": host.start,
+        "host_peak": host.peak,
+        "host_limit": int(HOST_SHARE * max(shards) + HOST_FIXED),
+        "device_after_load": allocated(device),
+        "device_peak_load": peak(device),
+        "plan": predicted.to_json(),
+        "defaults": str(pipe.defaults.plan),
+    }
+    say(f"loaded in {seconds:.1f} s, host peak {host.peak / GB:.2f} GB")
+    request = helios.Request(
+        prompt_embeds=random_text(size),
+        height=size.height,
+        width=size.width,
+        num_frames=66,
+        seed=SEED,
+    )
+    takes, videos = [], []
+    for take in ("first", "again"):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        chunks = list(pipe.stream(request))
+        takes.append([chunk.timings for chunk in chunks])
+        videos.append(torch.cat([chunk.latents for chunk in chunks], dim=1))
+        times = ", ".join(f"{chunk.timings['total']:.2f} s" for chunk in chunks)
+        say(f"{sum(len(chunk.frames) for chunk in chunks)} frames, {take}: {times}")
+    result |= {
+        "device_peak_generate": peak(device),
+        "device_reserved": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,
+        "chunks": takes,
+        "frames_per_second": len(chunks[-1].frames) / takes[-1][-1]["total"],
+        "largest_latent": videos[0].abs().max().item(),
+        "repeats": torch.equal(videos[0], videos[1]),
+    }
+    return result
+
+
+def allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What both are given; every number is one of bfloat16, so neither loses any at the door."""
+
+    text: Tensor
+    window: HistoryWindow
+    noise: Tensor
+
+    @classmethod
+    def draw(cls, size: Size, device: torch.device) -> Given:
+        generator = torch.Generator().manual_seed(SEED + 1)
+        rows, columns = latent_size(size.height, size.width)
+
+        def normal(frames: int) -> Tensor:
+            shape = (1, LATENT_CHANNELS, frames, rows, columns)
+            return rounded(torch.randn(shape, generator=generator).to(device))
+
+        past = normal(max(SHORT_POSITIONS) + 1)
+        present = torch.ones(past.shape[0], past.shape[2], dtype=torch.bool, device=device)
+        return cls(
+            text=rounded(random_text(size)[None].to(device)),
+            window=HistoryWindow(past, present),
+            noise=normal(CHUNK_LATENTS),
+        )
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Float32 numbers that bfloat16 can hold."""
+    return x.bfloat16().float()
+
+
+def tokens(x: Tensor) -> int:
+    return x.shape[2] * x.shape[3] * x.shape[4] // 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The start of one stage, and the tokens that the published shift counts there."""
+
+    index: int
+    start: Tensor
+    counted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one network made of a stage: its first velocity, and the sample at the end."""
+
+    velocity: Tensor
+    end: Tensor
+
+
+@torch.no_grad()
+def ours(model: HeliosTransformer, given: Given, stage: Stage) -> Outcome:
+    schedule = stage_schedule(
+        STEPS[stage.index], stage.index, SCHEDULE, stage.counted, renoise=True
+    )
+    solver = Renoise(schedule, stage.start)
+    x, velocities = stage.start, []
+    for k, told in enumerate(schedule.timesteps.tolist()):
+        timestep = torch.tensor([int(told)], device=x.device)
+        velocities.append(model(x, timestep, given.text, given.window).float())
+        x = solver.step(k, velocities[-1], x)
+    return Outcome(velocity=velocities[0], end=x.float())
+
+
+@torch.no_grad()
+def theirs(model: Any, scheduler: Any, given: Given, stage: Stage) -> Outcome:
+    """The stage as HeliosPyramidPipeline runs it."""
+    dtype, device = model.proj_out.weight.dtype, stage.start.device
+    history = {
+        f"latents_history_{name}": part.to(dtype)
+        for name, part in (
+            ("short", given.window.short),
+            ("mid", given.window.mid),
+            ("long", given.window.long),
+        )
+    }
+    positions = {
+        "indices_hidden_states": CHUNK_POSITIONS,
+        "indices_latents_history_short": SHORT_POSITIONS,
+        "indices_latents_history_mid": MID_POSITIONS,
+        "indices_latents_history_long": LONG_POSITIONS,
+    }
+    indices = {name: torch.tensor([values]) for name, values in positions.items()}
+    scheduler.set_timesteps(
+        STEPS[stage.index],
+        stage.index,
+        device=device,
+        mu=ShiftLaw(kind="linear").mu(stage.counted),
+    )
+    # Only the coarsest stage starts in float32 there.
+    start = stage.start if stage.index == 0 else stage.start.to(dtype)
+    x, velocities = start, []
+    for k, told in enumerate(scheduler.timesteps):
+        velocity = model(
+            hidden_states=x.to(dtype),
+            timestep=told.expand(1).to(torch.int64),
+            encoder_hidden_states=given.text.to(dtype),
+            return_dict=False,
+            **history,
+            **indices,
+        )[0]
+        velocities.append(velocity)
+        x = scheduler.step(
+            velocity,
+            told,
+            x,
+            return_dict=False,
+            cur_sampling_step=k,
+            dmd_noisy_tensor=start,
+            dmd_sigmas=scheduler.sigmas,
+            dmd_timesteps=scheduler.timesteps,
+            all_timesteps=scheduler.timesteps,
+        )[0]
+    return Outcome(velocity=velocities[0].float(), end=x.float())
+
+
+def sharing(model: HeliosTransformer, folder: Path) -> Any:
+    """Diffusers' network on the very tensors of ours."""
+    from diffusers import HeliosTransformer3DModel
+
+    settings = read_json(folder / "transformer" / "config.json")
+    with torch.device("meta"):
+        network = HeliosTransformer3DModel.from_config(settings)
+    tensors = {published_name(name): parameter for name, parameter in model.named_parameters()}
+    network.load_state_dict(tensors, strict=True, assign=True)
+    # Rotary frequencies are in no file; made on the meta device they hold nothing.
+    rope = type(network.rope)(settings["rope_dim"], settings["rope_theta"])
+    network.rope = rope.to(model.device)
+    return network.eval()
+
+
+def compare(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
+    """Every stage in both dtypes by both networks, which take turns on one set of tensors."""
+    from diffusers import HeliosDMDScheduler
+
+    precise()
+    scheduler = HeliosDMDScheduler.from_pretrained(folder / "scheduler")
+    given = Given.draw(size, device)
+    model = load_transformer(folder / "transformer", device=device, dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(SEED)
+    found: dict[str, list[Outcome]] = {}
+    stages: list[Stage] = []
+    found["ours bfloat16"] = []
+    x = given.noise
+    for _ in STEPS[1:]:
+        x = rounded(downsample_noise(x))
+    for index in range(len(STEPS)):
+        counted = tokens(x)
+        if index:
+            x = rounded(enter_stage(x, index, SCHEDULE, generator))
+        stages.append(Stage(index=index, start=x, counted=counted))
+        found["ours bfloat16"].append(ours(model, given, stages[-1]))
+        x = found["ours bfloat16"][-1].end
+    for dtype in ("bfloat16", "float32"):
+        if dtype == "float32":
+            cast(model, torch.float32)
+            found["ours float32"] = [ours(model, given, stage) for stage in stages]
+            say("ours in float32: done")
+        network = sharing(model, folder)
+        found[f"diffusers {dtype}"] = [theirs(network, scheduler, given, s) for s in stages]
+        say(f"diffusers in {dtype}: done")
+        del network
+        gc.collect()
+    return {"stages": [distances(found, stage) for stage in stages], "device_peak": peak(device)}
+
+
+def distances(found: dict[str, list[Outcome]], stage: Stage) -> dict[str, Any]:
+    """Root-mean-square distances to diffusers in float32, in units of its own size."""
+    reference = found["diffusers float32"][stage.index]
+    result: dict[str, Any] = {"stage": stage.index, "size": list(stage.start.shape[-2:])}
+    for what in ("velocity", "end"):
+        aim: Tensor = getattr(reference, what)
+        unit = aim.square().mean().sqrt()
+        far = {}
+        for name, outcomes in found.items():
+            gap: Tensor = getattr(outcomes[stage.index], what) - aim
+            far[name] = (gap.square().mean().sqrt() / unit).item()
+            if name == "ours float32":
+                far["float32, largest"] = (gap.abs().max() / aim.abs().max().clamp_min(1)).item()
+        del far["diffusers float32"]
+        far["ratio"] = far["ours bfloat16"] / far["diffusers bfloat16"]
+        result[what] = far
+    return result
+
+
+def failures(report: dict[str, Any]) -> list[str]:
+    """The limits that were passed, and the parts that did not run."""
+    wrong = [f"{phase} did not finish" for phase in PHASES if phase not in report]
+    if "run" in report:
+        run_ = report["run"]
+        if run_["host_peak"] > run_["host_limit"]:
+            wrong.append("host memory while loading")
+        if not run_["repeats"]:
+            wrong.append("the same request gave other latents")
+    for stage in report.get("compare", {}).get("stages", ()):
+        for what in ("velocity", "end"):
+            if not stage[what]["ratio"] <= ERROR_LIMIT:
+                wrong.append(f"{what} of stage {stage['stage']} in bfloat16")
+            if not stage[what]["float32, largest"] <= SAME_LIMIT:
+                wrong.append(f"{what} of stage {stage['stage']} in float32")
+    return wrong
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """All that matters, short."""
+    lines = [f"machine      {report['machine']['device']}, torch {report['machine']['torch']}"]
+    if "write" in report:
+        part = report["write"]
+        lines.append(f"written      {part['seconds']:.1f} s, host {part['host_peak'] / GB:.2f} GB")
+    if "run" in report:
+        part = report["run"]
+        last = part["chunks"][-1]
+        lines += [
+            f"load         {part['load_seconds']:.1f} s for {part['bytes'] / GB:.2f} GB "
+            f"({part['shards']} shards, largest {part['largest_shard'] / GB:.2f} GB)",
+            f"host peak    {part['host_peak'] / GB:.2f} GB of {part['host_limit'] / GB:.2f} GB "
+            f"allowed ({part['host_start'] / GB:.2f} GB before)",
+            f"device       {part['device_after_load'] / GB:.2f} GB loaded, peak "
+            f"{part['device_peak_load'] / GB:.2f} loading, {part['device_peak_generate'] / GB:.2f} "
+            f"generating, {part['device_reserved'] / GB:.2f} reserved "
+            f"(plan: {part['plan']['device'] / GB:.2f})",
+            "chunks       "
+            + ", ".join(f"{t['total']:.2f} s ({t['decode']:.2f} decode)" for t in last)
+            + f": {part['frames_per_second']:.2f} frames/s"
+            + (
+                f" (plan: {part['plan']['frames_per_second']:.2f})"
+                if part["plan"]["frames_per_second"]
+                else ""
+            ),
+        ]
+    for stage in report.get("compare", {}).get("stages", ()):
+        for what in ("velocity", "end"):
+            far = stage[what]
+            rows, columns = stage["size"]
+            lines.append(
+                f"{rows:>3}x{columns:<3} {what:8} ours {far['ours bfloat16']:.3e}, diffusers "
+                f"{far['diffusers bfloat16']:.3e}, ratio {far['ratio']:.3f}; "
+                f"float32 {far['float32, largest']:.1e}"
+            )
+    return lines
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--report", type=Path, default=None, help="JSON file for all figures")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--cold", action="store_true", help="load from disk, not from its cache")
+    parser.add_argument("--small", action="store_true", help="a small network instead")
+    parser.add_argument("--phase", choices=PHASES, default=None, help="only this one, here")
+    return parser.parse_args()
+
+
+def one_phase(options: argparse.Namespace) -> dict[str, Any]:
+    size, device = SMALL if options.small else FULL, pick_device(options.device)
+    if options.phase == "write":
+        return write(options.folder, size, device)
+    if options.phase == "run":
+        return run(options.folder, size, device)
+    return compare(options.folder, size, device)
+
+
+def all_phases(options: argparse.Namespace) -> dict[str, Any]:
+    """Each in a fresh process; one that fails does not stop the next."""
+    device = pick_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    report: dict[str, Any] = {
+        "machine": {
+            "device": name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "size": asdict(SMALL if options.small else FULL),
+    }
+    known = (options.folder / "model_index.json").is_file()
+    for phase in PHASES:
+        if phase == "write" and known:
+            report["write"] = {"seconds": 0.0, "host_peak": 0}
+            say(f"{options.folder} is there")
+            continue
+        if phase == "run" and options.cold:
+            forget(options.folder)
+        say(f"== {phase}")
+        with tempfile.TemporaryDirectory() as scratch:
+            part = Path(scratch) / "part.json"
+            own = ["--phase", phase, "--report", str(part), "--device", options.device]
+            small = ["--small"] if options.small else []
+            command = [sys.executable, __file__, str(options.folder), *own, *small]
+            began = time.perf_counter()
+            code = subprocess.run(command, check=False).returncode
+            say(f"== {phase}: {time.perf_counter() - began:.1f} s, exit {code}")
+            if code == 0:
+                report[phase] = json.loads(part.read_text("utf-8"))
+    return report
+
+
+def main() -> int:
+    options = parse()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.phase is not None:
+        result = one_phase(options)
+        if options.report is not None:
+            options.report.write_text(json.dumps(result), "utf-8")
+        return 0
+    if any(options.folder.iterdir()) and not (options.folder / "model_index.json").is_file():
+        print(f"error: 6: {options.folder} is not empty; give a new folder", file=sys.stderr)
+        return 6
+    report = all_phases(options)
+    wrong = failures(report)
+    report |= {"passed": not wrong, "failed": wrong}
+    if options.report is not None:
+        options.report.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    print("\n".join(["", *table(report)]))
+    print("passed" if not wrong else "FAILED: " + "; ".join(wrong))
+    return 0 if not wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
