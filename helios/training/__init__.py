@@ -2,16 +2,22 @@
 
 from helios.training.codec_stage import CodecStage, CodecStageConfig
 from helios.training.config import RunConfig, TrainingConfig, to_json
+from helios.training.examples import Example, cut_example
+from helios.training.flow_stage import FlowConfig, FlowStage
+from helios.training.networks import TextSize, find_codec, find_model
 from helios.training.optim import OptimizerConfig, learning_rate
 from helios.training.run import train
 from helios.training.stage import Stage, StageConfig
-from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config, TextSize, find_codec
+from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config
 from helios.training.trainer import Trainer
 
 __all__ = [
     "CodecStage",
     "CodecStageConfig",
     "Emphasis",
+    "Example",
+    "FlowConfig",
+    "FlowStage",
     "NoiseLaw",
     "OptimizerConfig",
     "RunConfig",
@@ -22,7 +28,9 @@ __all__ = [
     "TextSize",
     "Trainer",
     "TrainingConfig",
+    "cut_example",
     "find_codec",
+    "find_model",
     "learning_rate",
     "to_json",
     "train",

@@ -17,9 +17,9 @@ from helios.data import RingConfig, SceneFrames, to_frames
 from helios.distributed import World
 from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
+from helios.training.networks import find_codec
 from helios.training.sheet import write_sheet
 from helios.training.stage import go_to, position
-from helios.training.stage1 import find_codec
 
 __all__ = ["CodecStage", "CodecStageConfig", "Psnr", "measure_psnr", "reconstruction_loss"]
 

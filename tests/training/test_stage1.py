@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import helios.pipeline
-from helios.errors import CheckpointError
-from helios.training import Emphasis, OptimizerConfig, find_codec, train
+from helios.training import Emphasis, OptimizerConfig, train
 
 from .small import RING, stage1_config
 from .test_codec_stage import same, tensors
@@ -95,27 +94,6 @@ def test_emphasis_weighs_the_loss_and_logs_the_plain_one(random_codec):
     (plain, _), (weighed, scalars) = (stage.loss(stage.batch(0.0)) for stage in stages)
     assert float(scalars["loss_plain"]) == pytest.approx(float(plain), rel=1e-5)
     assert float(weighed) != pytest.approx(float(plain), rel=1e-4)
-
-
-def test_shares_of_sections_and_captions(random_codec):
-    stage = build(random_codec)
-    generator = torch.Generator().manual_seed(0)
-    section = stage._sections(20_000, generator)
-    assert abs((section == 0).double().mean() - 0.3) < 0.02
-    assert set(section.tolist()) == {0, 1}
-    tokens = torch.full((4000, 48), 5)
-    dropped = (stage._dropped(tokens, generator) == stage._empty).all(dim=1)
-    assert stage._empty[0, :2].tolist() == [1, 0]
-    assert abs(dropped.double().mean() - 0.1) < 0.03
-
-
-def test_the_codec_is_found_or_asked_for(tmp_path, random_codec):
-    assert find_codec(random_codec) == random_codec / "vae"
-    assert find_codec(random_codec / "vae") == random_codec / "vae"
-    with pytest.raises(ValueError, match="--codec"):
-        find_codec(None)
-    with pytest.raises(CheckpointError, match="no autoencoder"):
-        find_codec(tmp_path)
 
 
 def test_without_pyav_there_is_a_sheet_and_one_line(tmp_path, random_codec, monkeypatch, capsys):

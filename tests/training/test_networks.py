@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+
+from helios.errors import CheckpointError
+from helios.pipeline import find_model as find_named_model
+from helios.training import find_codec, find_model
+from helios.training.networks import load_networks, unseen_prompts
+
+TINY = find_named_model("tiny")
+
+
+def test_the_codec_is_found_or_asked_for(tmp_path, random_codec):
+    assert find_codec(random_codec) == random_codec / "vae"
+    assert find_codec(random_codec / "vae") == random_codec / "vae"
+    with pytest.raises(ValueError, match="--codec"):
+        find_codec(None)
+    with pytest.raises(CheckpointError, match="no autoencoder"):
+        find_codec(tmp_path)
+
+
+def test_a_model_is_found_in_its_folder_or_in_that_of_its_run(tmp_path):
+    assert find_model(TINY) == TINY
+    (tmp_path / "model").symlink_to(TINY)
+    assert find_model(tmp_path) == tmp_path / "model"
+    with pytest.raises(CheckpointError, match="no model"):
+        find_model(tmp_path / "model" / "vae")
+
+
+def test_networks_of_another_shape_are_named():
+    from helios.presets.models import tiny_transformer
+
+    config = tiny_transformer()
+    transformer, text = load_networks(TINY, config)
+    assert transformer.config == config
+    assert text.dim == config.text_dim
+    with pytest.raises(CheckpointError, match="ffn_dim is 768"):
+        load_networks(TINY, replace(config, ffn_dim=512))
+
+
+def test_unseen_prompts_repeat_with_their_seed():
+    assert unseen_prompts(3, 1) == unseen_prompts(5, 1)[:3]
+    assert unseen_prompts(3, 1) != unseen_prompts(3, 2)
