@@ -34,6 +34,7 @@ def rotary_tables(
     chunk: tuple[int, int, int],
     history: tuple[int, int],
     device: torch.device,
+    origin: tuple[int, int] = (0, 0),
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines for ``[long | mid | short | noisy]`` (section 2.4 of the specification).
 
@@ -46,25 +47,29 @@ def rotary_tables(
         chunk: frames, rows and columns of noisy tokens.
         history: rows and columns of short history tokens.
         device: where the tables are needed.
+        origin: row and column of the first noisy token, if the chunk is a crop of the picture.
 
     Returns:
         Two ``[L, head_dim / 2]`` float32 tensors.
     """
-    return _tables(rope_dim, theta, chunk, history, device)
+    return _tables(rope_dim, theta, chunk, history, device, origin)
 
 
-@lru_cache(maxsize=32)
+# Room for every place of a half-size crop at the tiny size; the tables are small.
+@lru_cache(maxsize=128)
 def _tables(
     rope_dim: tuple[int, int, int],
     theta: float,
     chunk: tuple[int, int, int],
     history: tuple[int, int],
     device: torch.device,
+    origin: tuple[int, int] = (0, 0),
 ) -> tuple[Tensor, Tensor]:
     # Tensors born in inference mode could never be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         first = CHUNK_POSITIONS[0]
-        noisy = _angles(rope_dim, theta, tuple(range(first, first + chunk[0])), *chunk[1:])
+        frames = tuple(range(first, first + chunk[0]))
+        noisy = _angles(rope_dim, theta, frames, *chunk[1:], origin)
         short = _angles(rope_dim, theta, SHORT_POSITIONS, *history)
         mid = _angles(rope_dim, theta, MID_POSITIONS, *history)
         long = _angles(rope_dim, theta, LONG_POSITIONS, *history)
@@ -74,13 +79,22 @@ def _tables(
 
 
 def _angles(
-    rope_dim: tuple[int, int, int], theta: float, frames: tuple[int, ...], rows: int, columns: int
+    rope_dim: tuple[int, int, int],
+    theta: float,
+    frames: tuple[int, ...],
+    rows: int,
+    columns: int,
+    origin: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Angle of every frequency at every cell, ``[head_dim / 2, T, Y, X]``."""
     grid = torch.meshgrid(
         *(
             torch.tensor(axis, dtype=torch.float32, device="cpu")
-            for axis in (frames, range(rows), range(columns))
+            for axis in (
+                frames,
+                range(origin[0], origin[0] + rows),
+                range(origin[1], origin[1] + columns),
+            )
         ),
         indexing="ij",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,16 @@ class HeliosTransformer(nn.Module):
         """Where the parameters are."""
         return self.head.project.weight.device
 
-    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, window: HistoryWindow) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        window: HistoryWindow,
+        *,
+        origin: tuple[int, int] = (0, 0),
+        hidden: MutableMapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """Velocity ``noise - clean`` of the noisy latents.
 
         Args:
@@ -73,6 +84,10 @@ class HeliosTransformer(nn.Module):
             timestep: ``[B]``, any real dtype, on the scale 0 to 1000.
             text: ``[B, M, text_dim]`` text embeddings; all rows are read, padding included.
             window: history of the same batch at full resolution, rows and columns even.
+            origin: row and column of latents, even, at which ``x`` lies in the picture: not at
+                its corner if it is a crop of it.
+            hidden: its keys are numbers of blocks; what the noisy tokens are after each of them is
+                put in its place, ``[B, D, T, h / 2, w / 2]``.
 
         Returns:
             ``[B, C, T, h, w]`` in the dtype of the model. Inputs are cast to it.
@@ -81,8 +96,8 @@ class HeliosTransformer(nn.Module):
             ValueError: if rows or columns are odd.
         """
         geometry = (*x.shape[3:], *window.frames.shape[3:])
-        if any(size % 2 for size in geometry):
-            raise ValueError(f"rows and columns of latents must be even, got {geometry}")
+        if any(size % 2 for size in (*geometry, *origin)):
+            raise ValueError(f"rows and columns of latents must be even, got {geometry}, {origin}")
         rows, columns, past_rows, past_columns = (size // 2 for size in geometry)
         chunk = (x.shape[2], rows, columns)
         tokens, split = self.patches(x.to(self.dtype), window.to(dtype=self.dtype))
@@ -92,11 +107,14 @@ class HeliosTransformer(nn.Module):
             chunk,
             (past_rows, past_columns),
             tokens.device,
+            (origin[0] // 2, origin[1] // 2),
         )
         head_time, modulation = self._time_rows(timestep, tokens.dtype)
         text = self.text(text.to(self.dtype))
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             tokens = block(tokens, text, modulation, rotation, split)
+            if hidden is not None and number in hidden:
+                hidden[number] = tokens[:, split:].transpose(1, 2).unflatten(2, chunk)
         return unpatch(self.head(tokens[:, split:], head_time), *chunk).to(self.dtype)
 
     def _time_rows(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helios.history import HistoryWindow
 from helios.model import HeliosTransformer, cast, reset_parameters
+from helios.model.patch import unpatch
+from helios.model.rope import rotary_tables
 
 from .cases import build, inputs, small
 
@@ -242,3 +244,37 @@ def test_no_host_synchronisation():
     out = model(x, timestep, text, window)
     assert out.shape == x.shape
     assert out.is_meta
+
+
+@torch.no_grad()
+def test_hidden_states_are_the_noisy_tokens_after_each_block():
+    model = build()
+    x, *rest = inputs(model.config, batch=2, size=(4, 6), history=(8, 10))
+    last = len(model.blocks) - 1
+    hidden = {0: None, last: None}
+    out = model(x, *rest, hidden=hidden)
+    grid = (x.shape[2], 2, 3)
+    assert {tuple(h.shape) for h in hidden.values()} == {(2, model.config.width, *grid)}
+    assert not torch.equal(hidden[0], hidden[last])
+    head_time, _ = model._time_rows(rest[0], torch.float32)
+    tokens = hidden[last].flatten(2).transpose(1, 2)
+    assert torch.equal(unpatch(model.head(tokens, head_time), *grid), out)
+    assert torch.equal(model(x, *rest), out)
+
+
+@torch.no_grad()
+def test_a_crop_lies_where_its_origin_says():
+    model = build()
+    x, *rest = inputs(model.config, batch=1, size=(4, 6), history=(8, 10))
+    assert torch.equal(model(x, *rest, origin=(0, 0)), model(x, *rest))
+    moved = model(x, *rest, origin=(2, 4))
+    assert not torch.allclose(moved, model(x, *rest))
+    config, device = model.config, torch.device("cpu")
+    own = (config.rope_dim, config.rope_theta)
+    whole = rotary_tables(*own, (9, 4, 5), (4, 5), device)
+    crop = rotary_tables(*own, (9, 2, 3), (4, 5), device, (1, 2))
+    for table, part in zip(whole, crop, strict=True):
+        noisy = table[-9 * 4 * 5 :].unflatten(0, (9, 4, 5))[:, 1:3, 2:5]
+        assert torch.equal(part[-9 * 2 * 3 :].unflatten(0, (9, 2, 3)), noisy)
+    with pytest.raises(ValueError, match="even"):
+        model(x, *rest, origin=(1, 0))
