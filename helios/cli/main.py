@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from helios import __version__
+from helios.cli.bench import bench
 from helios.cli.checkpoint import checkpoint
 from helios.cli.doctor import doctor
 from helios.cli.errors import exit_code, explain
@@ -56,6 +57,7 @@ app.command()(doctor)
 app.command()(pull)
 app.command()(plan)
 app.command()(export)
+app.command()(bench)
 app.add_typer(checkpoint, name="checkpoint")
 
 

@@ -12,28 +12,42 @@ from helios.evaluation.metrics import (
     save_judge,
 )
 from helios.evaluation.reading import ObjectReading, Reading, reading_of, verdicts
+from helios.evaluation.subject import Subject, random_codec, random_transformer
+from helios.evaluation.throughput import Arm, BenchConfig, PipelineArm, Visit, bench, visit_of
+from helios.evaluation.throughput_report import hardware, report
 
 __all__ = [
     "JUDGE_FOLDER",
     "PARTS",
     "AccuracyConfig",
+    "Arm",
+    "BenchConfig",
     "ObjectReading",
+    "PipelineArm",
     "Rate",
     "Reading",
     "Report",
     "SceneJudge",
+    "Subject",
+    "Visit",
     "assess",
+    "bench",
     "continuation",
     "generate_batch",
+    "hardware",
     "load_judge",
     "measure",
     "moving_psnr",
     "psnr",
+    "random_codec",
+    "random_transformer",
     "reading_of",
+    "report",
     "save_judge",
     "tables_markdown",
     "tabulate",
     "untrained",
     "verdicts",
+    "visit_of",
     "wilson_interval",
 ]

@@ -19,7 +19,16 @@ from helios.pipeline.build import (
 from helios.pipeline.hub import PUBLISHED, HubFile, HubId, HubModel
 from helios.pipeline.memory import available_memory, resident_memory
 from helios.pipeline.pipeline import Pipeline
-from helios.pipeline.plan import MACHINES, Forecast, Machine, find_machine, forecast, measure
+from helios.pipeline.plan import (
+    MACHINES,
+    Forecast,
+    Machine,
+    decode_flops,
+    find_machine,
+    forecast,
+    forward_flops,
+    measure,
+)
 from helios.pipeline.request import (
     Chunk,
     GenerationConfig,
@@ -54,9 +63,11 @@ __all__ = [
     "check_lora",
     "check_weights",
     "cpu_bfloat16",
+    "decode_flops",
     "find_machine",
     "find_model",
     "forecast",
+    "forward_flops",
     "inspect_model",
     "load",
     "load_inspected",

@@ -409,14 +409,16 @@ class Pipeline(LoraLoading):
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=self.device)
         rounding = self.dtype if resolved.compat is not None else None
-        denoiser = self._denoiser(text, window)
+        denoiser = self.denoiser(text, window)
         if resolved.guidance is not None and negative is not None:
-            against = self._denoiser(negative, window)
+            against = self.denoiser(negative, window)
             denoiser = guide(denoiser, against, resolved.guidance, rounding)
         with self._weights:
             return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
 
-    def _denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
+    def denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
+        """The transformer over one text ``[1, L, D]`` and one window."""
+
         def denoise(x: Tensor, timestep: Tensor) -> Tensor:
             velocity: Tensor = self.transformer(x, timestep, text, window)
             return velocity

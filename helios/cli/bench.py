@@ -1,0 +1,200 @@
+"""``helios bench``: how fast this machine makes video, alone or against another engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from helios.evaluation import Arm, Subject
+
+__all__ = ["bench"]
+
+RANDOM = "random-"
+_RIVALS = ("diffusers",)
+
+
+def bench(
+    model: Annotated[
+        str, typer.Argument(help="tiny, a model folder, or random-tiny or random-14b.")
+    ] = "tiny",
+    against: Annotated[
+        str | None, typer.Option(help="Another engine on the same weights: diffusers.")
+    ] = None,
+    steps: Annotated[
+        list[str] | None, typer.Option(help="Steps per scale, such as 1,1,1; may be repeated.")
+    ] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks timed at every visit.")] = 5,
+    warm: Annotated[int, typer.Option(min=1, help="Chunks before the clock starts.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits to every engine, in turn.")] = 2,
+    forwards: Annotated[int, typer.Option(min=1, help="Forward passes timed alone.")] = 5,
+    budget: Annotated[float, typer.Option(help="Begin nothing after so many seconds.")] = 3600.0,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Fewer blocks (random weights).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, noise and inputs.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.md.")] = None,
+) -> None:
+    """Measure frames a second, the parts of a chunk, and the error against float32.
+
+    A chunk is 33 frames, decoder and copy to the host included. With --against, both engines run
+    on the same tensors in one process, taking turns.
+    """
+    from helios.evaluation import BenchConfig, hardware, report
+    from helios.evaluation import bench as run
+    from helios.pipeline import pick_device, pick_dtype
+    from helios.storage import write_json
+
+    rival = None if against is None else _rival(against)
+    plans = tuple(_plan(text) for text in steps or ("1,1,1", "2,2,2"))
+    config = BenchConfig(
+        plans=plans,
+        warm=warm,
+        chunks=chunks,
+        rounds=rounds,
+        forwards=forwards,
+        budget=budget,
+        seed=seed,
+    )
+    if out is not None:
+        # Before the minutes of work, not after them.
+        out.mkdir(parents=True, exist_ok=True)
+    place = pick_device(device)
+    subject = _subject(model, place, pick_dtype(dtype, place), size, layers, seed)
+    makers: list[Callable[[], Arm]] = [*_own(subject)]
+    if rival is not None:
+        makers += rival.arms(subject)
+    result = run(subject, makers, config, lambda line: print(line, file=sys.stderr, flush=True))
+    result["hardware"] = hardware(place)
+    if against is not None:
+        result["hardware"][against] = importlib.metadata.version(against)
+    text = report(result)
+    typer.echo(text)
+    if out is not None:
+        write_json(out / "bench.json", result)
+        (out / "bench.md").write_text(text, "utf-8")
+
+
+def _plan(text: str) -> tuple[int, ...]:
+    try:
+        plan = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        plan = ()
+    if len(plan) != 3 or min(plan) < 1:
+        raise ValueError(f"steps must be three numbers from 1, such as 1,1,1, got {text!r}")
+    return plan
+
+
+def _rival(name: str) -> ModuleType:
+    """The module of another engine's arms, which lies in ``benchmarks`` of a checkout."""
+    if name not in _RIVALS:
+        raise ValueError(f"against must be one of {', '.join(_RIVALS)}, got {name!r}")
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}_arms.py"
+    if not file.is_file():
+        raise ValueError(
+            f"the comparison with {name} is part of the source repository, not of the package: "
+            "run helios bench from a checkout"
+        )
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"{name} is not installed: pip install 'helios-video[parity]'")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _subject(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: str | None,
+    layers: int | None,
+    seed: int,
+) -> Subject:
+    """The weights to measure, at their own size unless told otherwise."""
+    from dataclasses import replace
+
+    from helios.evaluation import Subject, random_codec, random_transformer
+    from helios.pipeline import load
+    from helios.presets import generation, models
+
+    if model.startswith(RANDOM):
+        shapes = {
+            "tiny": (models.tiny_transformer, models.tiny_autoencoder, generation.tiny, 64),
+            "14b": (models.helios_14b, models.wan_autoencoder, generation.distilled, 512),
+        }
+        shape = model.removeprefix(RANDOM)
+        if shape not in shapes:
+            raise ValueError(f"model must be random-{' or random-'.join(shapes)}, got {model!r}")
+        of_transformer, of_codec, of_generation, rows = shapes[shape]
+        network = of_transformer()
+        if layers is not None:
+            network = replace(network, num_layers=layers)
+        transformer = random_transformer(network, device, dtype, seed)
+        codec = random_codec(of_codec(), device, dtype, seed)
+        defaults = of_generation()
+    else:
+        if layers is not None:
+            raise ValueError("layers changes random weights only: give random-tiny or random-14b")
+        pipe = load(model, device=device, dtype=dtype)
+        transformer, codec, defaults = pipe.transformer, pipe.codec, pipe.defaults
+        rows = 512 if pipe.text_encoder is None else pipe.text_encoder.max_length
+    width, height = (defaults.width, defaults.height) if size is None else _size(size)
+    return Subject.make(
+        transformer,
+        codec,
+        generation.published_schedule(distilled=True),
+        height=height,
+        width=width,
+        tokens=rows,
+        name=model,
+        seed=seed,
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    from helios.geometry import check_size
+
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"size must be WIDTHxHEIGHT, such as 640x384, got {text!r}") from None
+    check_size(height, width, 3)
+    return width, height
+
+
+def _own(subject: Subject) -> list[Callable[[], Arm]]:
+    """Makers of this package's arms, the simplest first."""
+    from helios.evaluation import PipelineArm
+    from helios.pipeline import GenerationConfig, Pipeline
+    from helios.presets import generation
+
+    def plain() -> Arm:
+        defaults = generation.distilled()
+        defaults = GenerationConfig(
+            height=subject.height,
+            width=subject.width,
+            plan=defaults.plan,
+            guidance=None,
+            distilled=True,
+        )
+        pipeline = Pipeline(
+            subject.transformer, subject.codec, None, defaults, subject.schedule, name=subject.name
+        )
+        return PipelineArm("helios", "exact", pipeline, subject)
+
+    return [plain]

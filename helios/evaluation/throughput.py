@@ -1,0 +1,424 @@
+"""How fast a model makes video: several engines on the same weights, taking turns.
+
+The protocol of the specification "performance", section 5. Every engine is an ``Arm``. Arms share
+one set of tensors in one process and are visited in the order A B B A, so that a warmer or busier
+machine harms nobody more than the others. A chunk counts from the arrival of the frames before it
+on the host to the arrival of its own. In the same run each arm's velocities and frames are compared
+with float32, so that no figure stands without its error.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios.evaluation.subject import Subject, reference_velocity
+from helios.geometry import CHUNK_FRAMES, latent_size
+from helios.pipeline import Pipeline, Request, decode_flops, find_machine, forward_flops
+
+__all__ = ["Arm", "BenchConfig", "PipelineArm", "Spread", "Visit", "bench", "visit_of"]
+
+_TIMESTEPS = (385, 742, 998)
+"""What the network is told in the first step at full, half and quarter size (section 6.9)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """How much is measured.
+
+    Attributes:
+        plans: steps per scale; each is measured by itself.
+        warm: chunks before the clock starts, at every visit.
+        chunks: chunks timed at every visit.
+        rounds: visits to each arm, in alternating order.
+        forwards: forward passes and decodings timed per arm.
+        budget: seconds after which nothing new is begun; what is left out is named.
+        seed: of noise and inputs.
+    """
+
+    plans: tuple[tuple[int, ...], ...] = ((1, 1, 1), (2, 2, 2))
+    warm: int = 2
+    chunks: int = 5
+    rounds: int = 2
+    forwards: int = 5
+    budget: float = 3600.0
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        """Refuse a run without a result."""
+        for name in ("warm", "chunks", "rounds", "forwards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.plans:
+            raise ValueError("plans must name at least one number of steps per scale")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stream of an arm.
+
+    Attributes:
+        first: seconds from the request to the first frames on the host.
+        seconds: of every chunk after the first, from arrival to arrival.
+    """
+
+    first: float
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and 90th percentile of some durations in seconds, and their number."""
+
+    median: float
+    least: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        ordered = sorted(values)
+        ninth = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
+        return cls(statistics.median(ordered), ordered[0], ninth, len(ordered))
+
+    def to_json(self) -> dict[str, float]:
+        """In milliseconds."""
+        return {
+            "median_ms": round(1e3 * self.median, 3),
+            "min_ms": round(1e3 * self.least, 3),
+            "p90_ms": round(1e3 * self.p90, 3),
+            "count": self.count,
+        }
+
+
+class Arm(ABC):
+    """One engine, ready to run on the tensors of a ``Subject``.
+
+    Attributes:
+        name: as it is printed.
+        kind: ``"baseline"``, ``"exact"``, ``"rounding"`` or ``"approximate"``.
+    """
+
+    name: str
+    kind: str
+
+    @abstractmethod
+    def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
+        """Stream ``chunks`` chunks to the host."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """One forward pass over the subject's text and window."""
+
+    @abstractmethod
+    def frames(self, latents: Tensor) -> Tensor:
+        """Decoded frames ``[B, 3, T, H, W]`` in [-1, 1], not clamped to bytes."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames as the arm hands them to the host, ``uint8 [B, T, H, W, 3]`` on the device."""
+
+    @abstractmethod
+    def modules(self) -> Sequence[torch.nn.Module]:
+        """Everything it keeps on the device, to count bytes."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The global switches this arm wants while it is measured."""
+        yield
+
+
+class PipelineArm(Arm):
+    """A pipeline of this package.
+
+    Args:
+        name: as it is printed.
+        kind: see ``Arm``.
+        pipeline: over the tensors of ``subject``.
+        subject: gives text and window.
+    """
+
+    def __init__(self, name: str, kind: str, pipeline: Pipeline, subject: Subject) -> None:
+        self.name, self.kind = name, kind
+        self.pipeline = pipeline
+        self.subject = subject
+
+    def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
+        """Stream through the public interface."""
+        request = Request(
+            prompt_embeds=self.subject.text,
+            height=self.subject.height,
+            width=self.subject.width,
+            num_frames=chunks * CHUNK_FRAMES,
+            steps=steps,
+            amplify_first_chunk=False,
+            seed=seed,
+        )
+        arrivals = [time.perf_counter()]
+        for _ in self.pipeline.stream(request):
+            arrivals.append(time.perf_counter())
+        return visit_of(arrivals)
+
+    def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """As the sampler asks for it."""
+        denoiser = self.pipeline.denoiser(self.subject.text, self.subject.window)
+        return denoiser(x, timestep)
+
+    def frames(self, latents: Tensor) -> Tensor:
+        """By the pipeline's decoder."""
+        return self.pipeline.codec.decode(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """By the pipeline's decoder, as bytes."""
+        return self.pipeline.codec.decode_uint8(latents)
+
+    def modules(self) -> Sequence[torch.nn.Module]:
+        """Transformer and autoencoder."""
+        return (self.pipeline.transformer, self.pipeline.codec.network)
+
+
+def visit_of(arrivals: Sequence[float]) -> Visit:
+    """A visit from the moment of the request and the arrival of every chunk."""
+    gaps = [late - early for early, late in pairwise(arrivals)]
+    return Visit(gaps[0], gaps[1:])
+
+
+def bench(
+    subject: Subject,
+    arms: Sequence[Callable[[], Arm]],
+    config: BenchConfig,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every arm; see the module.
+
+    Args:
+        subject: the weights and inputs.
+        arms: makers, called in order once there is time for them, so that one that cannot be made
+            here (a missing feature) costs its own figures only.
+        config: how much.
+        say: called with a line of progress.
+
+    Returns:
+        All figures, ready for JSON and for ``report``.
+    """
+    run = _Run(subject, config, say)
+    run.measure_reference()
+    ready = [arm for make in arms if (arm := run.prepare(make)) is not None]
+    for plan in config.plans:
+        run.compare(ready, plan)
+    return run.result()
+
+
+class _Run:
+    """The state of one ``bench`` call."""
+
+    def __init__(self, subject: Subject, config: BenchConfig, say: Callable[[str], None]) -> None:
+        self.subject, self.config, self.say = subject, config, say
+        self.began = time.perf_counter()
+        self.arms: dict[str, dict[str, Any]] = {}
+        self.left_out: list[str] = []
+        self.inputs = [
+            (subject.noisy(scale), subject.told(_TIMESTEPS[scale]))
+            for scale in reversed(range(len(_TIMESTEPS)))
+        ]
+        self.expected: list[Tensor] = []
+        self.expected_frames = torch.empty(0)
+
+    def note(self, line: str) -> None:
+        self.say(f"[{time.perf_counter() - self.began:6.1f} s] {line}")
+
+    def measure_reference(self) -> None:
+        """Velocities and frames in float32 by the plain formulas, the same weights widened."""
+        self.expected = reference_velocity(self.subject, self.inputs)
+        self.expected_frames = self.subject.reference_frames()
+        self.note("float32 reference done")
+
+    def prepare(self, make: Callable[[], Arm]) -> Arm | None:
+        """One arm made, warmed up, compared with float32 and timed in its parts."""
+        if self._late("an arm"):
+            return None
+        began = time.perf_counter()
+        try:
+            arm = make()
+            with arm.active():
+                figures = self._parts(arm, began)
+        except (RuntimeError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.left_out.append(f"{getattr(make, '__name__', 'an arm')}: {line}")
+            self.note(f"left out: {self.left_out[-1]}")
+            return None
+        self.arms[arm.name] = figures
+        self.note(f"{arm.name}: {_summary(figures)}")
+        return arm
+
+    def _parts(self, arm: Arm, began: float) -> dict[str, Any]:
+        first = arm.run(self.config.plans[0], 1, self.config.seed)
+        ready = time.perf_counter() - began
+        repeat, device = self.config.forwards, self.subject.device
+        forwards = [timed(partial(arm.velocity, x, t), device, repeat) for x, t in self.inputs]
+        latents = self.subject.latents
+        decoding = timed(lambda: arm.decode(latents), device, repeat)
+        return {
+            "kind": arm.kind,
+            "start_seconds": round(ready, 2),
+            "cold_first_frames_seconds": round(first.first, 3),
+            "forward": [spread.to_json() for spread in forwards],
+            "decode": decoding.to_json(),
+            "error": [self._error(arm, i) for i in range(len(self.inputs))],
+            "decode_error": _distance(arm.frames(latents).float(), self.expected_frames, psnr=True),
+            "weight_bytes": _bytes(arm.modules()),
+            "plans": {},
+        }
+
+    def _error(self, arm: Arm, scale: int) -> dict[str, float]:
+        return _distance(arm.velocity(*self.inputs[scale]).float(), self.expected[scale])
+
+    def compare(self, arms: Sequence[Arm], plan: tuple[int, ...]) -> None:
+        """All arms on one plan, in turn and back again."""
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+        firsts: dict[str, list[float]] = {arm.name: [] for arm in arms}
+        peaks: dict[str, int] = {}
+        for turn in range(self.config.rounds):
+            for arm in arms if turn % 2 == 0 else reversed(arms):
+                if self._late(f"{arm.name} at {plan}, visit {turn + 1}"):
+                    continue
+                with arm.active():
+                    visit, peak = self._visit(arm, plan)
+                firsts[arm.name].append(visit.first)
+                seconds[arm.name] += visit.seconds[self.config.warm - 1 :]
+                peaks[arm.name] = max(peak, peaks.get(arm.name, 0))
+                fps = CHUNK_FRAMES / statistics.median(seconds[arm.name])
+                self.note(f"{arm.name} at {plan}: {fps:.2f} frames/s")
+        for arm in arms:
+            if seconds[arm.name]:
+                self.arms[arm.name]["plans"][_name(plan)] = self._figures(
+                    plan, seconds[arm.name], firsts[arm.name], peaks[arm.name]
+                )
+
+    def _visit(self, arm: Arm, plan: tuple[int, ...]) -> tuple[Visit, int]:
+        """One stream and the bytes at its peak: the arm's weights and what it needed beside."""
+        gc.collect()
+        device, count = self.subject.device, self.config.warm + self.config.chunks
+        if device.type != "cuda":
+            return arm.run(plan, count, self.config.seed), 0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        visit = arm.run(plan, count, self.config.seed)
+        beside = torch.cuda.max_memory_allocated(device) - before
+        return visit, beside + self.arms[arm.name]["weight_bytes"]
+
+    def _figures(
+        self, plan: tuple[int, ...], seconds: list[float], firsts: list[float], peak: int
+    ) -> dict[str, Any]:
+        spread = Spread.of(seconds)
+        flops = self._flops(plan)
+        most = find_machine(self.subject.device).flops
+        return spread.to_json() | {
+            "frames_per_second": round(CHUNK_FRAMES / spread.median, 3),
+            "first_frames_seconds": round(min(firsts), 4),
+            "mfu": None if most is None else round(flops / spread.median / most, 4),
+            "peak_bytes": peak,
+        }
+
+    def _flops(self, plan: tuple[int, ...]) -> float:
+        """Operations of one chunk in the reference algorithm; skipped work is never added."""
+        rows, columns = latent_size(self.subject.height, self.subject.width)
+        text = self.subject.text.shape[-2]
+        scales = [2 ** (len(plan) - 1 - stage) for stage in range(len(plan))]
+        config = self.subject.transformer.config
+        denoising = sum(
+            count * forward_flops(config, rows, columns, text=text, scale=scale)
+            for count, scale in zip(plan, scales)
+        )
+        return denoising + decode_flops(self.subject.codec.config, rows, columns)
+
+    def _late(self, what: str) -> bool:
+        if time.perf_counter() - self.began < self.config.budget:
+            return False
+        self.left_out.append(f"{what}: no time left")
+        return True
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "subject": self.subject.describe(),
+            "protocol": {
+                "plans": [list(plan) for plan in self.config.plans],
+                "warm": self.config.warm,
+                "chunks": self.config.chunks,
+                "rounds": self.config.rounds,
+                "forwards": self.config.forwards,
+                "seed": self.config.seed,
+            },
+            "arms": self.arms,
+            "left_out": self.left_out,
+            "seconds": round(time.perf_counter() - self.began, 1),
+        }
+
+
+def timed(call: Callable[[], object], device: torch.device, repeat: int) -> Spread:
+    """How long ``call`` takes on ``device``, after one call that does not count."""
+    call()
+    seconds = []
+    for _ in range(repeat):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(device)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            seconds.append(1e-3 * start.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+    return Spread.of(seconds)
+
+
+def _distance(found: Tensor, expected: Tensor, *, psnr: bool = False) -> dict[str, float]:
+    """Relative L2 error and cosine; for frames also the PSNR after clamping to [-1, 1]."""
+    a, b = found.double().flatten(), expected.to(found.device).double().flatten()
+    values = {
+        "relative_l2": float((a - b).norm() / b.norm()),
+        "cosine": float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
+    }
+    if psnr:
+        square = float((a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean())
+        values["psnr_db"] = 10 * torch.tensor(4 / max(square, 1e-20)).log10().item()
+    return values
+
+
+def _bytes(modules: Sequence[torch.nn.Module]) -> int:
+    """Bytes of all tensors in ``modules``, shared storage once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(storages.values())
+
+
+def _name(plan: Sequence[int]) -> str:
+    return ",".join(str(count) for count in plan)
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
+    scales = " + ".join(f"{scale['median_ms']:.1f}" for scale in figures["forward"])
+    errors = " ".join(f"{scale['relative_l2']:.2e}" for scale in figures["error"])
+    return (
+        f"forward {scales} ms, decode {figures['decode']['median_ms']:.1f} ms, errors {errors}, "
+        f"start {figures['start_seconds']:.1f} s"
+    )
