@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "OptimizerConfig", "adamw", "ema_decay", "learning_rate"]
+__all__ = ["Ema", "OptimizerConfig", "adamw", "ema_decay", "learning", "learning_rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,17 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
     return config.lr * warm * (config.final_share + (1 - config.final_share) * wave)
 
 
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW over the parameters that learn; only matrices and kernels are decayed."""
-    learning = [p for p in model.parameters() if p.requires_grad]
+    parameters = learning(model).values()
     groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -79,7 +84,9 @@ def ema_decay(step: int, highest: float) -> float:
 
 
 class Ema:
-    """Exponential moving average of the parameters of a module, in their own dtype.
+    """Exponential moving average of the parameters of a module that learn, in their own dtype.
+
+    What is frozen is not copied (training.md, 11, F27).
 
     Args:
         model: its parameters as they are now start the average.
@@ -88,7 +95,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, highest: float) -> None:
         self.highest = highest
-        self._current = dict(model.named_parameters())
+        self._current = learning(model)
         self.weights = {name: p.detach().clone() for name, p in self._current.items()}
 
     @torch.no_grad()
@@ -109,5 +116,6 @@ class Ema:
         """A copy of ``model``, not compiled, in evaluation mode, with the averaged parameters."""
         result = copy.deepcopy(model)
         for name, parameter in result.named_parameters():
-            parameter.copy_(self.weights[name])
+            if name in self.weights:
+                parameter.copy_(self.weights[name])
         return result.requires_grad_(False).eval()

@@ -23,7 +23,7 @@ from helios.errors import CheckpointError, DivergedError, ResumableError
 from helios.storage import write_json
 from helios.training import checkpoint
 from helios.training.config import FREE_TO_CHANGE, RunConfig, differences, to_json
-from helios.training.optim import Ema, adamw, learning_rate
+from helios.training.optim import Ema, adamw, learning, learning_rate
 from helios.training.stage import Stage, nested, under
 from helios.training.tracking import Averages, Tracker
 
@@ -78,7 +78,8 @@ class Trainer:
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        self._parameters = [p for p in stage.model.parameters() if p.requires_grad]
+        self._learning = learning(stage.model)
+        self._parameters = list(self._learning.values())
         self._optimizer = adamw(stage.model, self.config.optimizer)
         self._ema = Ema(stage.model, self.config.ema_decay)
         # The step whose loss or gradient was the first not to be finite, plus one; 0 if none. It
@@ -319,9 +320,9 @@ class Trainer:
         return report
 
     def _shared(self) -> dict[str, Tensor]:
-        """Everything that is the same on all ranks, by name."""
+        """Everything that is learnt, the same on all ranks, by name."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.stage.model.named_parameters():
+        for name, parameter in self._learning.items():
             tensors[f"model.{name}"] = parameter
             tensors[f"ema.{name}"] = self._ema.weights[name]
             for part, value in self._optimizer.state.get(parameter, {}).items():
@@ -330,7 +331,7 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.stage.model.named_parameters():
+        for name, parameter in self._learning.items():
             parameter.copy_(tensors[f"model.{name}"])
             self._ema.weights[name].copy_(tensors[f"ema.{name}"])
             if f"optimizer.step.{name}" in tensors:

@@ -46,6 +46,21 @@ def test_ema_follows_its_formula_and_can_be_held():
     assert not torch.equal(model.weight, held)
 
 
+def test_what_is_frozen_is_neither_averaged_nor_optimized():
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    ema = Ema(model, 0.9)
+    assert ema.weights.keys() == {"weight"}
+    with torch.no_grad():
+        model.weight.add_(1.0)
+        model.bias.add_(1.0)
+    copy = ema.averaged(model)
+    assert torch.equal(copy.bias, model.bias)
+    assert torch.equal(copy.weight, ema.weights["weight"])
+    (group,) = adamw(model, OptimizerConfig()).param_groups
+    assert group["params"][0] is model.weight
+
+
 def test_only_matrices_decay():
     groups = adamw(nn.Linear(3, 2), OptimizerConfig(weight_decay=0.3)).param_groups
     assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [
