@@ -58,12 +58,18 @@ class Pyramid:
         zero_init: this many first steps of stage 0 use a velocity of zero; the denoiser is not
             called for them (6.7).
         amplify: twice the steps in every stage, for the first chunk of a video (6.8).
+        visit: also visit the levels at which a few-step plan with this many steps would stand, so
+            that a recorder finds them there ("training", 5.1); 0: none.
+        exits: leave each stage after this many steps, with the few-step rule's prediction of its
+            end; none: after all of them ("training", 6.4).
     """
 
     steps: tuple[int, ...] = (20, 20, 20)
     solver: SolverName = "unipc"
     zero_init: int = 0
     amplify: bool = False
+    visit: int = 0
+    exits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse mixtures without a meaning."""
@@ -75,6 +81,22 @@ class Pyramid:
             raise ValueError(f"zero_init must be at least 0, got {self.zero_init}")
         if self.amplify and self.solver != "renoise":
             raise ValueError("amplify belongs to the few-step rule: solver must be 'renoise'")
+        if self.visit < 0 or (self.visit and self.solver == "renoise"):
+            raise ValueError("visit must be at least 0 and belongs to the other solvers")
+        if self.exits is not None:
+            self._check_exits(self.exits)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps that each stage has, amplification included and exits not."""
+        return tuple(2 * count if self.amplify else count for count in self.steps)
+
+    def _check_exits(self, exits: tuple[int, ...]) -> None:
+        if self.solver != "renoise":
+            raise ValueError("exits belong to the few-step rule: solver must be 'renoise'")
+        within = len(exits) == len(self.steps)
+        if not within or any(not 1 <= e <= n for e, n in zip(exits, self.lengths, strict=True)):
+            raise ValueError(f"exits must be from 1 to {self.lengths}, got {exits}")
 
 
 Plan: TypeAlias = Flat | Pyramid
@@ -203,17 +225,20 @@ def _pyramid(
     x = noise
     for _ in range(config.stages - 1):
         x = downsample_noise(x)
-    for stage, count in enumerate(plan.steps):
+    for stage, count in enumerate(plan.lengths):
         tokens = _tokens(x)
         if stage > 0:
             x = enter_stage(x, stage, config, generator, dtype)
         schedule = stage_schedule(
-            count * 2 if plan.amplify else count,
+            count,
             stage,
             config,
             tokens if config.lag else _tokens(x),
             renoise=plan.solver == "renoise",
+            visit=plan.visit,
         )
+        if plan.exits is not None:
+            schedule = schedule.cut(plan.exits[stage])
         solver = _solver(plan.solver, schedule, x)
         times = [int(time) for time in schedule.timesteps.tolist()]
         sigmas: list[float] = schedule.sigmas.tolist()

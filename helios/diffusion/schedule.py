@@ -265,6 +265,11 @@ class Schedule:
     def __len__(self) -> int:
         return self.timesteps.numel()
 
+    def cut(self, steps: int) -> Schedule:
+        """The first ``steps`` steps, of which the last one goes to level 0."""
+        sigmas = torch.cat((self.sigmas[:steps], self.sigmas[-1:]))
+        return Schedule(self.timesteps[:steps], sigmas, self.last_timestep)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -346,7 +351,13 @@ def flat_schedule(steps: int, config: ScheduleConfig, tokens: int) -> Schedule:
 
 
 def stage_schedule(
-    steps: int, stage: int, config: ScheduleConfig, tokens: int, *, renoise: bool = False
+    steps: int,
+    stage: int,
+    config: ScheduleConfig,
+    tokens: int,
+    *,
+    renoise: bool = False,
+    visit: int = 0,
 ) -> Schedule:
     """Levels of ``steps`` steps within one pyramid stage (6.3).
 
@@ -357,6 +368,8 @@ def stage_schedule(
         tokens: noisy tokens from which the dynamic shift is computed; the caller decides whether
             these are of this stage or of the one before (``config.lag``).
         renoise: leave out the node near 0, as the few-step rule does.
+        visit: also stand at the nodes of the few-step rule with this many steps, merged in before
+            the shift ("training", 5.1); 0: at none.
     """
     _check_steps(steps)
     if not 0 <= stage < config.stages:
@@ -366,11 +379,22 @@ def stage_schedule(
     lowest = _linspace(FIRST_SIGMA, 0.0, config.num_train_timesteps + 1)[-2].item()
     sigmas = _linspace(FIRST_SIGMA, lowest, nodes)[:steps]
     timesteps = _linspace(band.timestep_max, band.timestep_min, nodes)[:steps]
+    if visit:
+        sigmas = _merged(sigmas, _linspace(FIRST_SIGMA, lowest, visit + 1)[:visit])
+        timesteps = _merged(
+            timesteps, _linspace(band.timestep_max, band.timestep_min, visit + 1)[:visit]
+        )
     sigmas = torch.cat((sigmas, sigmas.new_zeros(1)))
     if config.dynamic is not None:
         sigmas = config.dynamic.apply(sigmas, tokens)
         timesteps = band.timestep_min + sigmas[:-1] * (band.timestep_max - band.timestep_min)
     return Schedule(timesteps, sigmas, band.timestep_min)
+
+
+def _merged(nodes: Tensor, others: Tensor) -> Tensor:
+    """Both, falling; a node of ``others`` that is there already up to rounding is not repeated."""
+    near = (others[:, None] - nodes).abs().amin(dim=1) < 1e-9 * nodes[0]
+    return torch.cat((nodes, others[~near])).sort(descending=True).values
 
 
 def _check_steps(steps: int) -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -328,6 +329,11 @@ def test_plans_must_fit():
         lambda: Pyramid(solver="heun"),
         lambda: Pyramid(zero_init=-1),
         lambda: Pyramid(amplify=True),
+        lambda: Pyramid(exits=(1, 1, 1)),
+        lambda: Pyramid(steps=(2, 2, 2), solver="renoise", exits=(1, 3, 1)),
+        lambda: Pyramid(steps=(2, 2, 2), solver="renoise", exits=(1, 1)),
+        lambda: Pyramid(visit=-1),
+        lambda: Pyramid(solver="renoise", visit=2),
     ],
 )
 def test_plans_without_meaning(make):
@@ -342,3 +348,45 @@ def test_nothing_is_read_back_from_the_device(plan):
     noise = torch.empty(SHAPE, device="meta")
     guided = guide(lambda x, _: x.bfloat16(), lambda x, _: x.bfloat16(), CFGZero(2.0))
     assert sample(guided, plan, noise, config).shape == SHAPE
+
+
+@pytest.mark.parametrize("amplify", [False, True])
+def test_leaving_after_the_last_step_is_the_whole_path(amplify):
+    plan = Pyramid(steps=(2, 2, 2), solver="renoise", amplify=amplify)
+    config = ScheduleConfig(dynamic=LINEAR)
+    early = replace(plan, exits=plan.lengths)
+    paths = [list(steps(network(), p, randn(0), config, generator(1))) for p in (plan, early)]
+    assert len(paths[0]) == len(paths[1]) == sum(plan.lengths) + 3
+    for one, other in zip(*paths, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert (one.timestep, one.sigma, one.done) == (other.timestep, other.sigma, other.done)
+
+
+def test_leaving_early_ends_the_stage_on_the_prediction_made_there():
+    plan = Pyramid(steps=(2, 2, 2), solver="renoise", exits=(1, 2, 1))
+    config = ScheduleConfig(dynamic=LINEAR)
+    path = list(steps(network(), plan, randn(0), config, generator(1)))
+    assert [(s.stage, s.step) for s in path] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+        (2, 1),
+    ]
+    for before, after in ((path[0], path[1]), (path[3], path[4]), (path[5], path[6])):
+        told = torch.full((SHAPE[0],), before.timestep, dtype=torch.int64)
+        clean = before.x - before.sigma * network()(before.x, told)
+        torch.testing.assert_close(after.x, clean, rtol=1e-5, atol=1e-6)
+    assert path[-1].done
+
+
+def test_visited_levels_are_recorded():
+    config = ScheduleConfig(dynamic=LINEAR)
+    few = Pyramid(steps=(2, 2, 2), solver="renoise", amplify=True)
+    wanted = {(s.stage, s.timestep) for s in steps(network(), few, randn(0), config) if s.sigma}
+    plan = Pyramid(steps=(5, 5, 5), visit=4)
+    found = {(s.stage, s.timestep) for s in steps(network(), plan, randn(0), config) if s.sigma}
+    assert len(wanted) == 12
+    assert wanted <= found

@@ -376,3 +376,36 @@ def test_draws_repeat_with_their_generator():
         draw_sigma(3, law="cubic")
     with pytest.raises(ValueError, match="uniform_share"):
         draw_sigma(3, uniform_share=1.5)
+
+
+POINTS = [  # training specification, 5.1: stage, points of the first section, of a later one
+    (0, (998.534, 902.218, 833.964, 783.066), (998.534, 833.964)),
+    (1, (742.822, 640.004, 547.193, 462.995), (742.822, 547.193)),
+    (2, (385.414, 328.625, 253.991, 151.531), (385.414, 253.991)),
+]
+
+
+@pytest.mark.parametrize(("stage", "first", "later"), POINTS)
+def test_a_long_schedule_visits_every_few_step_time(stage, first, later):
+    config = ScheduleConfig(dynamic=LINEAR)
+    tokens = TOKENS["current"][stage]
+    long = stage_schedule(20, stage, config, tokens, visit=4)
+    plain = stage_schedule(20, stage, config, tokens)
+    assert len(long) == 20 + 3  # the first point is shared
+    assert (long.timesteps.diff() < 0).all()
+    assert (long.sigmas.diff() < 0).all()
+    for points, steps in ((first, 4), (later, 2)):
+        few = stage_schedule(steps, stage, config, tokens, renoise=True)
+        close(few.timesteps, points, 1e-3)
+        for own, other in ((long.timesteps, few.timesteps), (long.sigmas, few.sigmas[:-1])):
+            gaps = (own[:, None] - other).abs().amin(dim=0)
+            assert gaps.max() < 1e-9
+    missing = (plain.sigmas[:, None] - long.sigmas).abs().amin(dim=1)
+    assert missing.max() < 1e-12
+
+
+def test_a_cut_schedule_ends_at_zero_from_where_it_is():
+    schedule = stage_schedule(4, 1, ScheduleConfig(dynamic=LINEAR), 2160, renoise=True)
+    assert len(schedule.cut(2)) == 2
+    close(schedule.cut(2).sigmas, [*schedule.sigmas[:2].tolist(), 0.0], 0)
+    close(schedule.cut(4).sigmas, schedule.sigmas, 0)
