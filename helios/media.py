@@ -2,13 +2,15 @@
 
 Reading is one gate with an allow-list and limits that hold before pixels are decoded (specification
 "reliability", section 3.2): the format is told by the content, never by the name; nothing but the
-given file is opened; every refusal is one line of ours. Writing is H.264 in MP4, encoded in the
-background, playable while it grows and renamed when complete (section 3.4).
+given file is opened; every refusal is one line of ours. Writing is H.264 in fragments of MP4, the
+same for a file and for the wire; a file is encoded in the background, playable while it grows and
+renamed when complete (section 3.4).
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
 import numpy as np
 
 from helios.errors import InputError
-from helios.storage import atomic_path
+from helios.files import atomic_path, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +36,15 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["VideoWriter", "check_output", "read_image", "read_settings", "read_video"]
+__all__ = [
+    "FragmentEncoder",
+    "VideoWriter",
+    "check_output",
+    "plain_mp4",
+    "read_image",
+    "read_settings",
+    "read_video",
+]
 
 MIB = 1 << 20
 MIN_SIDE = 16
@@ -54,6 +64,9 @@ FRAME_RATES = (1, 240)
 
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _CRF, _PRESET, _THREADS = "18", "veryfast", 2
+_LEAST_TIMESCALE = 10_000
+_LONGEST_FRAGMENT = 1 << 20
+"""No key frame but the first of a fragment."""
 _QUEUED_BATCHES = 2
 
 
@@ -348,6 +361,135 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
         raise FileNotFoundError(f"folder {_shown(path.parent)} does not exist; create it first")
 
 
+class FragmentEncoder:
+    """Frames to fragments of one MP4 (H.264), each complete in itself.
+
+    A fragment begins with a key frame and depends on its own frames and its place only, so a
+    stream can stop, go on elsewhere or branch, and what is joined after ``header`` is a valid file.
+
+    Args:
+        width: pixels, even.
+        height: pixels, even.
+        fps: frames per second of playback.
+        metadata: settings kept in the header as JSON; see `read_settings`.
+        start: number of the first frame.
+
+    Raises:
+        ValueError: if the size is odd or the rate impossible.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        fps: float = 24,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        start: int = 0,
+    ) -> None:
+        if width < 2 or height < 2 or width % 2 or height % 2:
+            raise ValueError(
+                f"a video of {width}x{height} cannot be stored: width and height must be even"
+            )
+        if not FRAME_RATES[0] <= fps <= FRAME_RATES[1]:
+            raise ValueError(f"fps must be from {FRAME_RATES[0]} to {FRAME_RATES[1]}, got {fps}")
+        self.size = (height, width)
+        self.fps = Fraction(fps).limit_denominator(1001)
+        self.frames = start
+        """Number of the next frame."""
+        self._fragments = 0
+        self._scale = self.fps.numerator
+        while self._scale < _LEAST_TIMESCALE:
+            self._scale *= 2
+        self._comment = json.dumps(dict(metadata or {}))
+        self._header: bytes | None = None
+
+    @property
+    def header(self) -> bytes:
+        """What a file or a player needs before the first fragment (``ftyp`` and ``moov``)."""
+        if self._header is None:
+            self._header = b"".join(_boxes(self._encode(()), b"ftyp", b"moov"))
+        return self._header
+
+    @property
+    def mime(self) -> str:
+        """Type for a browser, with the profile and level of the stream."""
+        profile = self.header.partition(b"avcC")[2][1:4]
+        return f'video/mp4; codecs="avc1.{profile.hex()}"'
+
+    def check(self, frames: Pixels) -> Pixels:
+        """``frames`` as an array, if they are ``uint8 [T, H, W, 3]`` of the right size."""
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self.size, 3):
+            height, width = self.size
+            raise ValueError(
+                f"frames must be uint8 [T, {height}, {width}, 3], "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        return frames
+
+    def encode(self, frames: Pixels) -> bytes:
+        """The fragment (``moof`` and ``mdat``) of one frame or more, ``uint8 [T, H, W, 3]``."""
+        frames = self.check(frames)
+        moof, mdat = _boxes(self._encode(frames), b"moof", b"mdat")
+        self._fragments += 1
+        time = self.frames * self.fps.denominator * self._scale // self.fps.numerator
+        self.frames += len(frames)
+        # Every fragment is coded as if it were the first; its place is two numbers.
+        place = {b"mfhd": (8, self._fragments.to_bytes(4)), b"tfdt": (8, time.to_bytes(8))}
+        coded = bytearray(moof)
+        for name, (offset, value) in place.items():
+            at = coded.index(name) + offset
+            coded[at : at + len(value)] = value
+        return bytes(coded) + mdat
+
+    def _encode(self, frames: Pixels | tuple[()]) -> bytes:
+        """An MP4 of ``frames`` alone, in one fragment."""
+        import av
+        from av.video.frame import VideoFrame
+        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+        sink = io.BytesIO()
+        flags = {
+            "movflags": "frag_custom+empty_moov+default_base_moof",
+            "video_track_timescale": str(self._scale),
+        }
+        with av.open(sink, "w", format="mp4", container_options=flags) as container:
+            container.metadata["comment"] = self._comment
+            options = {"crf": _CRF, "preset": _PRESET, "sc_threshold": "0"}
+            stream: Any = container.add_stream("libx264", rate=self.fps, options=options)
+            stream.height, stream.width = self.size
+            stream.pix_fmt = "yuv420p"
+            codec = stream.codec_context
+            codec.time_base = 1 / self.fps
+            codec.gop_size = _LONGEST_FRAGMENT
+            codec.max_b_frames = 0  # every fragment starts at its own time
+            codec.thread_count = _THREADS  # a fixed number: the same bytes on every machine
+            codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+            codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            container.start_encoding()
+            for index, pixels in enumerate(frames):
+                frame = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    dst_color_range=ColorRange.MPEG,
+                )
+                frame.pts, frame.time_base = index, codec.time_base
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return sink.getvalue()
+
+
+def _boxes(data: bytes, *names: bytes) -> list[bytes]:
+    """The top-level boxes of an MP4 with these names, in their order."""
+    found, at = {}, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        found[data[at + 4 : at + 8]] = data[at : at + size]
+        at += size
+    return [found[name] for name in names]
+
+
 class VideoWriter:
     """Writes an H.264 MP4 while frames arrive.
 
@@ -363,6 +505,8 @@ class VideoWriter:
         fps: frames per second of playback.
         metadata: settings kept in the file as JSON (tag ``comment``); see `read_settings`.
         overwrite: whether an existing file may be replaced.
+        fragment_frames: frames from one key frame to the next, which the partial file grows by; a
+            second if not given.
 
     Raises:
         ValueError: if the size is odd or the rate impossible, or as `check_output`.
@@ -377,21 +521,16 @@ class VideoWriter:
         fps: float = 24,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        *,
+        fragment_frames: int | None = None,
     ) -> None:
-        if width < 2 or height < 2 or width % 2 or height % 2:
-            raise ValueError(
-                f"a video of {width}x{height} cannot be stored: width and height must be even"
-            )
-        if not FRAME_RATES[0] <= fps <= FRAME_RATES[1]:
-            raise ValueError(f"fps must be from {FRAME_RATES[0]} to {FRAME_RATES[1]}, got {fps}")
+        self._encoder = FragmentEncoder(width, height, fps, metadata)
+        self._fragment = fragment_frames or max(1, round(fps))
         check_output(path, overwrite)
         self.path = Path(path)
         self.partial = _partial(self.path)
-        self.size = (height, width)
-        self.fps = Fraction(fps).limit_denominator(1001)
         self.frames = 0
         """Frames accepted so far."""
-        self._comment = json.dumps(dict(metadata or {}))
         self._overwrite = overwrite
         self._batches: queue.Queue[Pixels | None] = queue.Queue(_QUEUED_BATCHES)
         self._thread: threading.Thread | None = None
@@ -414,13 +553,7 @@ class VideoWriter:
 
     def write(self, frames: Pixels) -> None:
         """Append frames ``uint8 [T, H, W, 3]``; returns at once unless two batches are waiting."""
-        frames = np.asarray(frames)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self.size, 3):
-            height, width = self.size
-            raise ValueError(
-                f"frames must be uint8 [T, {height}, {width}, 3], "
-                f"got {frames.dtype} {list(frames.shape)}"
-            )
+        frames = self._encoder.check(frames)
         if self._thread is None:
             self._start()
         # The caller may reuse its buffer while the thread still reads.
@@ -491,37 +624,15 @@ class VideoWriter:
             self._error = error
 
     def _encode_into(self, sink: _Sink) -> None:
-        import av
-        from av.video.frame import VideoFrame
-        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-
-        flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        with av.open(sink, "w", format="mp4", container_options=flags) as container:
-            container.metadata["comment"] = self._comment
-            stream: Any = container.add_stream(
-                "libx264", rate=self.fps, options={"crf": _CRF, "preset": _PRESET}
-            )
-            stream.height, stream.width = self.size
-            stream.pix_fmt = "yuv420p"
-            codec = stream.codec_context
-            codec.time_base = 1 / self.fps
-            codec.gop_size = max(1, round(self.fps))  # one fragment a second
-            codec.max_b_frames = 0  # every fragment starts at its own time
-            codec.thread_count = _THREADS  # a fixed number: the same bytes on every machine
-            codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
-            codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-            index = 0
-            while (batch := self._batches.get()) is not None and not self._discard:
-                for pixels in batch:
-                    frame = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-                        format="yuv420p",
-                        dst_colorspace=Colorspace.ITU709,
-                        dst_color_range=ColorRange.MPEG,
-                    )
-                    frame.pts, frame.time_base = index, codec.time_base
-                    container.mux(stream.encode(frame))
-                    index += 1
-            container.mux(stream.encode(None))
+        sink.write(self._encoder.header)
+        waiting: list[Pixels] = []
+        while (batch := self._batches.get()) is not None and not self._discard:
+            waiting.extend(batch)
+            while len(waiting) >= self._fragment:
+                sink.write(self._encoder.encode(np.stack(waiting[: self._fragment])))
+                del waiting[: self._fragment]
+        if waiting and not self._discard:
+            sink.write(self._encoder.encode(np.stack(waiting)))
 
     def _publish(self) -> None:
         """Give the finished video its name, with its index in front as players like it."""
@@ -530,37 +641,46 @@ class VideoWriter:
                 f"{_shown(self.path)} appeared meanwhile and was left as it is; "
                 f"the video is in {_shown(self.partial)}"
             )
-        import av
-
         try:
-            with atomic_path(self.path) as temporary:
-                self._remux(temporary)
-                _sync(temporary)
-        except (OSError, av.error.FFmpegError):
+            plain_mp4(self.partial, self.path)
+        except (OSError, ValueError):
             # No room for a second copy, say: the partial file is complete and plays as it is.
             try:
                 self.partial.replace(self.path)
             except OSError as error:
                 raise _write_error(self.path, error) from None
         self.partial.unlink(missing_ok=True)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
-    def _remux(self, target: Path) -> None:
-        """Copy the coded frames of the partial file into a plain MP4, index first."""
-        import av
 
-        flags = {"movflags": "faststart"}
-        with (
-            av.open(f"file:{self.partial}") as source,
-            av.open(f"file:{target}", "w", format="mp4", container_options=flags) as container,
-        ):
-            container.metadata["comment"] = self._comment
-            stream = source.streams.video[0]
-            copy = container.add_stream_from_template(stream)
-            for packet in source.demux(stream):
-                if packet.size:
-                    packet.stream = copy
-                    container.mux(packet)
+def plain_mp4(source: Path, target: Path) -> None:
+    """Copy the coded frames of ``source`` into an MP4 with its index first, whole or not at all.
+
+    Raises:
+        OSError: if ``target`` cannot be written.
+        ValueError: if ``source`` holds no video.
+    """
+    import av
+
+    flags = {"movflags": "faststart"}
+    with atomic_path(target) as temporary:
+        try:
+            with (
+                av.open(f"file:{source}") as old,
+                av.open(f"file:{temporary}", "w", format="mp4", container_options=flags) as new,
+            ):
+                new.metadata["comment"] = old.metadata.get("comment", "{}")
+                stream = old.streams.video[0]
+                copy = new.add_stream_from_template(stream)
+                for packet in old.demux(stream):
+                    if packet.size:
+                        packet.stream = copy
+                        new.mux(packet)
+        except (av.error.FFmpegError, IndexError) as error:
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(f"{_shown(source)} holds no video") from error
+        sync(temporary)
 
 
 class _Sink:
@@ -606,13 +726,3 @@ def _write_error(path: Path, error: OSError | ValueError) -> OSError:
     clear = kind(f"cannot write {_shown(path)}: {os.strerror(number)}")
     clear.errno = number
     return clear
-
-
-def _sync(path: Path) -> None:
-    """Make a file or the entries of a folder durable, where the system can."""
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

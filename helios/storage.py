@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from helios.errors import CheckpointCorruptError, CheckpointError, UnsafeCheckpointError
+from helios.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -74,26 +73,6 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 """What a floating-point parameter may be stored as; eight-bit floats mean nothing unscaled."""
 _SHOWN = 20
 _ALIGNMENT = 64
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` if the block succeeds.
-
-    The folder must exist. On any exception the temporary file is removed and ``path`` is as it was.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes the file private; a finished result has the permissions of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from PIL import Image
 
 from helios import media
 from helios.errors import InputError
-from helios.media import VideoWriter, check_output, read_image, read_settings, read_video
+from helios.media import (
+    FragmentEncoder,
+    VideoWriter,
+    check_output,
+    read_image,
+    read_settings,
+    read_video,
+)
 
 HEIGHT, WIDTH = 64, 96
 
@@ -270,14 +277,44 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
 def test_no_room_for_the_second_copy_keeps_the_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: VideoWriter, target: Path) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(VideoWriter, "_remux", full)
+    monkeypatch.setattr("helios.media.plain_mp4", full)
     path = write(tmp_path / "out.mp4", film(40), seed=5)
     assert names(tmp_path) == ["out.mp4"]
     assert len(read_video(path)[0]) == 40
     assert read_settings(path) == {"seed": 5}
+
+
+def test_joined_fragments_are_the_file_frame_for_frame(tmp_path: Path) -> None:
+    frames = film(99)
+    path = tmp_path / "whole.mp4"
+    with VideoWriter(path, WIDTH, HEIGHT, 24, {"seed": 3}, fragment_frames=33) as writer:
+        writer.write(frames[:50])
+        writer.write(frames[50:])
+    encoder = FragmentEncoder(WIDTH, HEIGHT, 24, {"seed": 3})
+    parts = [encoder.encode(frames[start : start + 33]) for start in (0, 33, 66)]
+    joined = tmp_path / "joined.mp4"
+    joined.write_bytes(encoder.header + b"".join(parts))
+    assert np.array_equal(read_video(joined)[0], read_video(path)[0])
+    assert read_settings(joined) == {"seed": 3}
+    assert encoder.mime.startswith('video/mp4; codecs="avc1.64')
+    with av.open(str(joined)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        assert [p.pts * p.time_base * 24 for p in packets] == list(range(99))
+        assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 33, 66]
+
+
+def test_a_stream_taken_up_elsewhere_gives_the_same_fragment() -> None:
+    frames = film(66)
+    first = FragmentEncoder(WIDTH, HEIGHT, 30)
+    first.encode(frames[:33])
+    later = FragmentEncoder(WIDTH, HEIGHT, 30, start=33)
+    mine, other = first.encode(frames[33:]), later.encode(frames[33:])
+    at = mine.index(b"mfhd") + 8  # they differ in the number of the fragment only
+    assert mine[:at] + mine[at + 4 :] == other[:at] + other[at + 4 :]
+    assert later.header == first.header
 
 
 def resident() -> int:

@@ -192,6 +192,7 @@ class Run:
     def make(self, job: Job) -> dict[str, Any]:
         """Make one video; the result, ready for JSON."""
         from helios.cli.progress import Progress
+        from helios.geometry import CHUNK_FRAMES
         from helios.media import VideoWriter
 
         pipeline = self._load()
@@ -200,7 +201,13 @@ class Run:
         progress = Progress(resolved.chunks or 0, resolved.fps, self.device)
         print(_headline(settings), file=sys.stderr, flush=True)
         writer = VideoWriter(
-            job.output, resolved.width, resolved.height, resolved.fps, settings, self.overwrite
+            job.output,
+            resolved.width,
+            resolved.height,
+            resolved.fps,
+            settings,
+            self.overwrite,
+            fragment_frames=CHUNK_FRAMES,
         )
         with _interruptible(writer.partial), writer:
             for chunk in pipeline.stream(job.request):

@@ -525,6 +525,14 @@ class Video:
 
         _, height, width, _ = self.frames.shape
         target = Path(path)
-        with VideoWriter(target, width, height, self.fps, dict(self.settings), overwrite) as writer:
+        with VideoWriter(
+            target,
+            width,
+            height,
+            self.fps,
+            dict(self.settings),
+            overwrite,
+            fragment_frames=CHUNK_FRAMES,
+        ) as writer:
             writer.write(self.frames)
         return target
