@@ -186,14 +186,49 @@ class Session:
         return lands
 
     def stop(self) -> None:
-        """End the stream before the next chunk; ``save`` and ``branch`` still work."""
+        """End the stream before the next chunk; ``save``, ``branch`` and ``extend`` still work."""
         self._stopped = True
 
-    def branch(self, chunk: int) -> Session:
+    def extend(self, num_frames: int | None = None) -> int:
+        """Go on after the end, or after ``stop``.
+
+        Args:
+            num_frames: new length of the whole video; none: endless.
+
+        Returns:
+            The chunk it goes on with. A last chunk that was cut is made again, whole: what it
+            lacked and everything before stays the same.
+
+        Raises:
+            ValueError: if it would become shorter, or the cut chunk's beginning is not kept.
+            RuntimeError: if a chunk is being made.
+        """
+        with self._lock:
+            if self._making:
+                raise RuntimeError("a chunk of this session is being made; stop it first")
+            had, made = self._resolved.num_frames, self._states[-1].index * CHUNK_FRAMES
+            if num_frames is not None and num_frames < (made if had is None else min(made, had)):
+                raise ValueError(f"num_frames={num_frames}: there are more frames already")
+            if had is not None and made > had and num_frames != had:
+                if len(self._states) < 2:
+                    raise ValueError("the last chunk was cut and its beginning is not kept")
+                newest = self._states.pop()
+                self._states[-1] = replace(self._states[-1], track=newest.track)
+                self._generator.set_state(self._states[-1].random)
+            self._resolved = replace(self._resolved, num_frames=num_frames)
+            self.settings["num_frames"] = num_frames
+            self._stopped = False
+            return self._states[-1].index
+
+    def branch(self, chunk: int, *, seed: int | None = None) -> Session:
         """A session of its own that goes on differently from the beginning of ``chunk``.
 
         It has the prompts of this one, so without a new prompt it repeats what was; this session
         is not touched.
+
+        Args:
+            chunk: the first one that may differ.
+            seed: draw other noise from there on, as a stream of that seed would.
 
         Raises:
             ValueError: if ``chunk`` is not kept any more, or not made yet.
@@ -219,7 +254,10 @@ class Session:
             keep=(self._states.maxlen or 1) - 1,
         )
         session._states.extend(states[1:])
-        session._states[-1] = replace(states[-1], track=track)
+        if seed is not None:
+            session._generator.manual_seed(seed)
+        random = session._generator.get_state()
+        session._states[-1] = replace(states[-1], track=track, random=random)
         return session
 
     def save(self, path: str | Path) -> Path:

@@ -418,6 +418,39 @@ def test_a_branch_repeats_or_goes_on_differently(pipeline: Pipeline) -> None:
     assert same(session.branch(4), chunks[4:])
 
 
+def test_a_branch_with_a_seed_draws_other_noise_and_is_repeatable(pipeline: Pipeline) -> None:
+    session = pipeline.session(asked())
+    chunks = take(session, 3)
+    again = [take(session.branch(1, seed=9), 2) for _ in range(2)]
+    assert same(again[0], again[1])
+    assert not np.array_equal(again[0][0].frames, chunks[1].frames)
+    assert same([next(session)], list(pipeline.stream(asked()))[3:4])
+
+
+@pytest.mark.parametrize(("first", "goes_on"), [(66, 2), (50, 1), (None, 2)])
+def test_an_extended_session_is_the_longer_one(
+    pipeline: Pipeline, first: int | None, goes_on: int
+) -> None:
+    whole = list(pipeline.stream(asked(num_frames=132)))
+    session = pipeline.session(asked(num_frames=first))
+    before = take(session, 2)
+    session.stop()
+    assert next(session, None) is None
+    assert session.extend(132) == goes_on
+    assert same(before[:goes_on] + list(session), whole)
+    assert session.settings["num_frames"] == 132
+    with pytest.raises(ValueError, match="more frames already"):
+        session.extend(99)
+
+
+def test_a_cut_chunk_whose_beginning_is_gone_cannot_be_made_whole(pipeline: Pipeline) -> None:
+    session = pipeline.session(asked(num_frames=40), keep=0)
+    take(session, 2)
+    with pytest.raises(ValueError, match="not kept"):
+        session.extend(66)
+    assert session.index == 2
+
+
 def test_branches_side_by_side_do_not_touch(pipeline: Pipeline) -> None:
     session = pipeline.session(asked(num_frames=None))
     take(session, 1)
