@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "OptimizerConfig", "adamw", "ema_decay", "learning", "learning_rate"]
+__all__ = [
+    "Ema",
+    "OptimizerConfig",
+    "adamw",
+    "averaged_copy",
+    "ema_decay",
+    "learning",
+    "learning_rate",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +105,8 @@ class Ema:
 
     def __init__(self, model: nn.Module, highest: float) -> None:
         self.highest = highest
-        self._current = learning(model)
-        self.weights = {name: p.detach().clone() for name, p in self._current.items()}
+        self.current = learning(model)
+        self.weights = {name: p.detach().clone() for name, p in self.current.items()}
 
     @torch.no_grad()
     def update(self, step: int, enabled: Tensor) -> None:
@@ -107,15 +117,22 @@ class Ema:
             enabled: scalar 1 or 0 on the device; 0 leaves the average as it is.
         """
         averages = list(self.weights.values())
-        change = torch._foreach_sub([p.detach() for p in self._current.values()], averages)
+        change = torch._foreach_sub([p.detach() for p in self.current.values()], averages)
         torch._foreach_mul_(change, enabled * (1 - ema_decay(step, self.highest)))
         torch._foreach_add_(averages, change)
 
-    @torch.no_grad()
-    def averaged(self, model: nn.Module) -> nn.Module:
-        """A copy of ``model``, not compiled, in evaluation mode, with the averaged parameters."""
-        result = copy.deepcopy(model)
-        for name, parameter in result.named_parameters():
-            if name in self.weights:
-                parameter.copy_(self.weights[name])
-        return result.requires_grad_(False).eval()
+
+@torch.no_grad()
+def averaged_copy(model: nn.Module, averages: Sequence[Ema]) -> nn.Module:
+    """A copy of ``model``, not compiled, in evaluation mode, with the averaged parameters.
+
+    Args:
+        model: holds every parameter that is averaged.
+        averages: of all of it, or of parts of it.
+    """
+    copies: dict[int, Any] = {}
+    result = copy.deepcopy(model, copies)
+    for average in averages:
+        for name, parameter in average.current.items():
+            copies[id(parameter)].copy_(average.weights[name])
+    return result.requires_grad_(False).eval()

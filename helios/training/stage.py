@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from helios.distributed import World
+from helios.training.optim import OptimizerConfig
 
-__all__ = ["Stage", "StageConfig", "go_to", "nested", "position", "under"]
+__all__ = [
+    "Alternating",
+    "Player",
+    "Stage",
+    "StageConfig",
+    "go_to",
+    "nested",
+    "position",
+    "under",
+]
 
 
 class Stage(Protocol):
@@ -52,6 +63,37 @@ class Stage(Protocol):
 
     def measure(self, averaged: nn.Module) -> dict[str, float]:
         """What the result is worth, on data that training never shows."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Player:
+    """Parameters that learn by a loss and an optimizer of their own.
+
+    Attributes:
+        module: those of its parameters that want a gradient learn.
+        loss: of a batch, with named scalars to log.
+        optimizer: how they move.
+        averaged: whether the result is their average; its parameters are then in the stage's
+            ``model``.
+    """
+
+    module: nn.Module
+    loss: Callable[[Any], tuple[Tensor, Mapping[str, Tensor]]]
+    optimizer: OptimizerConfig
+    averaged: bool = True
+
+
+@runtime_checkable
+class Alternating(Protocol):
+    """What a stage adds in which several learn in turn, each from a batch of its own."""
+
+    def players(self, optimizer: OptimizerConfig) -> Mapping[str, Player]:
+        """Who learns; ``optimizer`` is the run's, for those that have none of their own."""
+        ...
+
+    def turns(self, step: int) -> Sequence[str]:
+        """Who learns in ``step``, in this order."""
         ...
 
 

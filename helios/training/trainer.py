@@ -23,8 +23,9 @@ from helios.errors import CheckpointError, DivergedError, ResumableError
 from helios.storage import write_json
 from helios.training import checkpoint
 from helios.training.config import FREE_TO_CHANGE, RunConfig, differences, to_json
-from helios.training.optim import Ema, adamw, learning, learning_rate
-from helios.training.stage import Stage, nested, under
+from helios.training.learner import Learner
+from helios.training.optim import averaged_copy
+from helios.training.stage import Alternating, Player, Stage, nested, under
 from helios.training.tracking import Averages, Tracker
 
 __all__ = ["Trainer"]
@@ -41,19 +42,6 @@ SIGNAL_ECHO = 3.0
 its group."""
 SAVE_ATTEMPTS = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
-
-
-class Objective(nn.Module):
-    """The loss of a stage as a module, so that data parallelism can follow its gradients."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.model = stage.model
-        self._loss = stage.loss
-
-    def forward(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss and scalars of ``batch``."""
-        return self._loss(batch)
 
 
 class Trainer:
@@ -73,15 +61,10 @@ class Trainer:
         self.out = out
         self.step = 0
         self._description = to_json(config)
-        self._objective: nn.Module = Objective(stage)
-        if world.size > 1:
-            self._objective = nn.parallel.DistributedDataParallel(
-                self._objective, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        self._learning = learning(stage.model)
-        self._parameters = list(self._learning.values())
-        self._optimizer = adamw(stage.model, self.config.optimizer)
-        self._ema = Ema(stage.model, self.config.ema_decay)
+        self._learners = {
+            name: Learner(player, self.config.ema_decay, world)
+            for name, player in self._players().items()
+        }
         # The step whose loss or gradient was the first not to be finite, plus one; 0 if none. It
         # stays on the device: the optimizer reads it there, the host only now and then.
         self._broken = torch.zeros((), device=world.device)
@@ -97,7 +80,15 @@ class Trainer:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """The averaged parameters."""
-        return self._ema.weights
+        held = self._learners.values()
+        return {n: w for one in held if one.ema is not None for n, w in one.ema.weights.items()}
+
+    def _players(self) -> Mapping[str, Player]:
+        """Who learns: several in turn, or the one model."""
+        stage, optimizer = self.stage, self.config.optimizer
+        if isinstance(stage, Alternating):
+            return stage.players(optimizer)
+        return {"": Player(module=stage.model, loss=stage.loss, optimizer=optimizer)}
 
     def resume(self, path: Path) -> None:
         """Go back to the moment of a checkpoint.
@@ -121,6 +112,8 @@ class Trainer:
         own = snapshot.own
         self.stage.load_state_dict(under("stage", own))
         self.step = snapshot.step
+        for name, learner in self._learners.items():
+            learner.updates = snapshot.info["updates"][name]
         self._elapsed = snapshot.info["elapsed"]
         self._clock_start = snapshot.info["clock_start"]
         checkpoint.set_random_state(under("random", own), self.world.device)
@@ -167,7 +160,8 @@ class Trainer:
             return self._finish(tracker)
 
     def _introduce(self, tracker: Tracker) -> None:
-        millions = sum(p.numel() for p in self._parameters) / 1e6
+        held = self._learners.values()
+        millions = sum(p.numel() for one in held for p in one.learning.values()) / 1e6
         length = f"{self.config.steps} steps"
         if self.config.max_seconds is not None:
             length = f"{self.config.max_seconds:g} s"
@@ -204,38 +198,32 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _one_step(self, progress: float) -> None:
-        loss = self._gradients(progress)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.optimizer.clip)
-        broken = self._note_broken(loss, norm)
-        rate = learning_rate(self.config.optimizer, self.step, progress)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        # With this set the fused optimizer leaves everything as it is where the flag is 1, on the
-        # device and without the host.
-        self._optimizer.found_inf = broken  # type: ignore[attr-defined]
-        self._optimizer.step()
-        self._ema.update(self.step, 1.0 - broken)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._averages.add({"loss": loss, "grad_norm": norm})
-        self._rate = rate
+        turns = self.stage.turns(self.step) if isinstance(self.stage, Alternating) else ("",)
+        for name in turns:
+            learner = self._learners[name]
+            loss = self._gradients(progress, name)
+            norm = learner.clip()
+            learner.step(progress, self._note_broken(loss, norm))
+            self._averages.add(_of(name, {"loss": loss, "grad_norm": norm}))
 
-    def _gradients(self, progress: float) -> Tensor:
+    def _gradients(self, progress: float, name: str) -> Tensor:
         """Gradients of one optimizer step, over its batches and over all ranks; the mean loss."""
         device, count = self.world.device, self.config.accumulate
+        objective = self._learners[name].objective
         total = torch.zeros((), device=device)
         for index in range(count):
             batch = self.stage.batch(progress)
             self._samples += len(batch)
             last = index + 1 == count
-            quiet = nullcontext() if last or self.world.size == 1 else self._objective.no_sync()  # type: ignore[operator]
+            quiet = nullcontext() if last or self.world.size == 1 else objective.no_sync()  # type: ignore[operator]
             with quiet:
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
                 ):
-                    loss, scalars = self._objective(batch)
+                    loss, scalars = objective(batch)
                 (loss / count).backward()
             total += loss.detach() / count
-            self._averages.add(scalars)
+            self._averages.add(_of(name, scalars))
         return total
 
     def _note_broken(self, loss: Tensor, norm: Tensor) -> Tensor:
@@ -259,7 +247,9 @@ class Trainer:
         step, since = self._mark
         now = time.monotonic()
         rate = self._samples * self.world.size / max(now - since, 1e-9)
-        values |= {"progress": progress, "lr": self._rate, "samples_per_second": rate}
+        values |= {"progress": progress, "samples_per_second": rate}
+        for name, learner in self._learners.items():
+            values |= _of(name, {"lr": learner.rate})
         values["seconds"] = self._elapsed
         values["step_ms"] = 1e3 * (now - since) / max(self.step - step, 1)
         if self.world.device.type == "cuda":
@@ -269,7 +259,7 @@ class Trainer:
 
     def _sample(self, name: str) -> None:
         if self.world.is_main:
-            self.stage.sample(self._ema.averaged(self.stage.model), self.out / "samples" / name)
+            self.stage.sample(self._averaged(), self.out / "samples" / name)
         self.world.barrier()
 
     def _save(self, tracker: Tracker) -> None:
@@ -277,6 +267,7 @@ class Trainer:
         self._check_finite()
         info = {
             "config": self._description,
+            "updates": {name: learner.updates for name, learner in self._learners.items()},
             "elapsed": self._elapsed,
             "clock_start": self._clock_start,
         }
@@ -295,11 +286,16 @@ class Trainer:
         else:
             self._failed_saves = 0
 
+    def _averaged(self) -> nn.Module:
+        """A copy of the model, not compiled, in evaluation mode, with what is averaged."""
+        averages = [one.ema for one in self._learners.values() if one.ema is not None]
+        return averaged_copy(self.stage.model, averages)
+
     def _write_model(self) -> nn.Module | None:
         """Write the averaged weights as they are now; rank 0 gets them too."""
         averaged = None
         if self.world.is_main:
-            averaged = self._ema.averaged(self.stage.model)
+            averaged = self._averaged()
             self.stage.save(averaged, self.out / MODEL)
         self.world.barrier()
         return averaged
@@ -321,26 +317,14 @@ class Trainer:
 
     def _shared(self) -> dict[str, Tensor]:
         """Everything that is learnt, the same on all ranks, by name."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self._learning.items():
-            tensors[f"model.{name}"] = parameter
-            tensors[f"ema.{name}"] = self._ema.weights[name]
-            for part, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{part}.{name}"] = value
-        return tensors
+        held = self._learners.items()
+        return {k: v for name, one in held for k, v in _of(name, one.tensors(), "/").items()}
 
-    @torch.no_grad()
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._learning.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            self._ema.weights[name].copy_(tensors[f"ema.{name}"])
-            if f"optimizer.step.{name}" in tensors:
-                moments = {"step": tensors[f"optimizer.step.{name}"].to(self.world.device)}
-                for part in ("exp_avg", "exp_avg_sq"):
-                    # In the memory layout of the parameter, which the fused optimizer relies on.
-                    moment = torch.empty_like(parameter)
-                    moments[part] = moment.copy_(tensors[f"optimizer.{part}.{name}"])
-                self._optimizer.state[parameter] = moments
+        for name, learner in self._learners.items():
+            start = f"{name}/" if name else ""
+            own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            learner.restore(own)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -364,3 +348,8 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _of(name: str, values: Mapping[str, Any], joint: str = "_") -> dict[str, Any]:
+    """``values`` of one of several learners, its name before theirs."""
+    return {f"{name}{joint}{key}" if name else key: value for key, value in values.items()}

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from helios.training.optim import Ema, OptimizerConfig, adamw, ema_decay, learning_rate
+from helios.training.optim import (
+    Ema,
+    OptimizerConfig,
+    adamw,
+    averaged_copy,
+    ema_decay,
+    learning_rate,
+)
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine():
@@ -40,7 +47,7 @@ def test_ema_follows_its_formula_and_can_be_held():
     held = ema.weights["weight"].clone()
     ema.update(30, torch.tensor(0.0))
     assert torch.equal(ema.weights["weight"], held)
-    copy = ema.averaged(model)
+    copy = averaged_copy(model, [ema])
     assert torch.equal(copy.weight, held)
     assert not copy.weight.requires_grad
     assert not torch.equal(model.weight, held)
@@ -54,7 +61,7 @@ def test_what_is_frozen_is_neither_averaged_nor_optimized():
     with torch.no_grad():
         model.weight.add_(1.0)
         model.bias.add_(1.0)
-    copy = ema.averaged(model)
+    copy = averaged_copy(model, [ema])
     assert torch.equal(copy.bias, model.bias)
     assert torch.equal(copy.weight, ema.weights["weight"])
     (group,) = adamw(model, OptimizerConfig()).param_groups

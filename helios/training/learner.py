@@ -1,0 +1,95 @@
+"""One of those that learn in a run: its parameters, its optimizer and their average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helios.distributed import World
+from helios.training.optim import Ema, adamw, learning, learning_rate
+from helios.training.stage import Player
+
+__all__ = ["Learner"]
+
+
+class Objective(nn.Module):
+    """The loss of a player as a module, so that data parallelism can follow its gradients."""
+
+    def __init__(self, player: Player) -> None:
+        super().__init__()
+        self.model = player.module
+        self._loss = player.loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss and scalars of ``batch``."""
+        return self._loss(batch)
+
+
+class Learner:
+    """What the trainer keeps of a player.
+
+    Args:
+        player: what learns, on the device of ``world``.
+        ema_decay: highest decay of the average.
+        world: this rank among its peers.
+    """
+
+    def __init__(self, player: Player, ema_decay: float, world: World) -> None:
+        self.config = player.optimizer
+        self.objective: nn.Module = Objective(player)
+        if world.size > 1:
+            self.objective = nn.parallel.DistributedDataParallel(
+                self.objective, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.learning = learning(player.module)
+        self.optimizer = adamw(player.module, player.optimizer)
+        self.ema = Ema(player.module, ema_decay) if player.averaged else None
+        self.updates = 0
+        self.rate = 0.0
+
+    def clip(self) -> Tensor:
+        """Shorten the gradient to its largest norm; the norm it had."""
+        return nn.utils.clip_grad_norm_(self.learning.values(), self.config.clip)
+
+    def step(self, progress: float, broken: Tensor) -> None:
+        """One step of the optimizer and of the average; none where ``broken`` is 1."""
+        self.rate = learning_rate(self.config, self.updates, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        # With this set the fused optimizer leaves everything as it is where the flag is 1, on the
+        # device and without the host.
+        self.optimizer.found_inf = broken  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.updates, 1.0 - broken)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is learnt, by name."""
+        held: dict[str, Tensor] = {}
+        for name, parameter in self.learning.items():
+            held[f"model.{name}"] = parameter
+            if self.ema is not None:
+                held[f"ema.{name}"] = self.ema.weights[name]
+            for part, value in self.optimizer.state.get(parameter, {}).items():
+                held[f"optimizer.{part}.{name}"] = value
+        return held
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for name, parameter in self.learning.items():
+            parameter.copy_(tensors[f"model.{name}"])
+            if self.ema is not None:
+                self.ema.weights[name].copy_(tensors[f"ema.{name}"])
+            if f"optimizer.step.{name}" in tensors:
+                moments = {"step": tensors[f"optimizer.step.{name}"].to(parameter.device)}
+                for part in ("exp_avg", "exp_avg_sq"):
+                    # In the memory layout of the parameter, which the fused optimizer relies on.
+                    moment = torch.empty_like(parameter)
+                    moments[part] = moment.copy_(tensors[f"optimizer.{part}.{name}"])
+                self.optimizer.state[parameter] = moments
