@@ -8,7 +8,7 @@ do not exist stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -137,7 +137,7 @@ def drop_history(
     past = torch.arange(PAST_FRAMES, device=device) >= dropped
     keep = torch.cat((~is_all, past), dim=1)
     frames = window.frames.masked_fill(~keep[:, None, :, None, None], 0)
-    return HistoryWindow(frames, window.present & keep)
+    return replace(window, frames=frames, present=window.present & keep)
 
 
 class _Damage(NamedTuple):
@@ -170,7 +170,7 @@ def corrupt(
         if getattr(config, kind) > 0:
             chosen = (damage.kind == index)[:, None, :, None, None]
             out = torch.where(chosen, _damaged(kind, z, strength, config, generator), out)
-    return HistoryWindow(out.to(window.frames.dtype), window.present)
+    return replace(window, frames=out.to(window.frames.dtype))
 
 
 def _damaged(

@@ -7,7 +7,7 @@ clip. Both give the same window for the same latents (specification "training", 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ class History:
         shape = (batch, channels, HISTORY_FRAMES, height, width)
         frames = torch.zeros(shape, device=device, dtype=dtype)
         present = torch.zeros(batch, HISTORY_FRAMES, device=device, dtype=torch.bool)
-        return cls(HistoryWindow(frames, present))
+        elapsed = torch.zeros(batch, device=device, dtype=torch.int64)
+        return cls(HistoryWindow(frames, present, elapsed))
 
     @classmethod
     def from_image(cls, image_latent: Tensor, still_latent: Tensor) -> History:
@@ -92,6 +93,7 @@ class History:
             HistoryWindow(
                 torch.cat((anchor, past), dim=2),
                 torch.cat((torch.ones_like(had_anchor), present), dim=1),
+                None if old.elapsed is None else old.elapsed + chunk.shape[2],
             )
         )
 
@@ -100,7 +102,7 @@ class History:
         old = self._window
         frames = torch.cat((frame.to(old.frames.dtype), old.frames[:, :, 1:]), dim=2)
         present = torch.cat((torch.ones_like(old.present[:, :1]), old.present[:, 1:]), dim=1)
-        return History(HistoryWindow(frames, present))
+        return History(replace(old, frames=frames, present=present))
 
     def window(self) -> HistoryWindow:
         """What the model sees before the next chunk."""
@@ -114,7 +116,9 @@ class History:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors to save; a history restored from them continues bit for bit."""
-        return {"frames": self._window.frames, "present": self._window.present}
+        window = self._window
+        state = {"frames": window.frames, "present": window.present}
+        return state if window.elapsed is None else {**state, "elapsed": window.elapsed}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> History:
@@ -123,9 +127,9 @@ class History:
         Raises:
             ValueError: if a tensor is missing or has another shape.
         """
-        if set(state) != {"frames", "present"}:
+        if set(state) - {"elapsed"} != {"frames", "present"}:
             raise ValueError(f"a history has 'frames' and 'present', got {sorted(state)}")
-        return cls(HistoryWindow(state["frames"], state["present"].bool()))
+        return cls(HistoryWindow(state["frames"], state["present"].bool(), state.get("elapsed")))
 
 
 def cut_window(sections: Tensor, k: int | Tensor) -> tuple[HistoryWindow, Tensor]:
@@ -158,7 +162,7 @@ def cut_window(sections: Tensor, k: int | Tensor) -> tuple[HistoryWindow, Tensor
 
     present = torch.cat((begin > 0, source[:, 1:HISTORY_FRAMES] >= 0), dim=1)
     frames = cut[:, :, :HISTORY_FRAMES].masked_fill(~present[:, None, :, None, None], 0)
-    return HistoryWindow(frames, present), cut[:, :, HISTORY_FRAMES:]
+    return HistoryWindow(frames, present, begin[:, 0]), cut[:, :, HISTORY_FRAMES:]
 
 
 def _sections_of(k: int | Tensor, batch: int, count: int, device: torch.device) -> Tensor:

@@ -7,7 +7,8 @@ Positions relative to the window are what lets a video go on without end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,10 +47,13 @@ class HistoryWindow:
         frames: ``[B, C, 20, h, w]`` in the order anchor, long (oldest first), mid, recent.
             A frame that does not exist is zero.
         present: ``[B, 20]`` bool; corruption and statistics touch only present frames.
+        elapsed: ``[B]`` int64, latent frames of the video so far, including those the window no
+            longer holds. Only a transformer with absolute positions reads it; None: not known.
     """
 
     frames: Tensor
     present: Tensor
+    elapsed: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes once, at the door."""
@@ -57,6 +61,8 @@ class HistoryWindow:
             raise ValueError(f"frames must be [B, C, 20, h, w], got {tuple(self.frames.shape)}")
         if tuple(self.present.shape) != (self.frames.shape[0], HISTORY_FRAMES):
             raise ValueError(f"present must be [B, 20], got {tuple(self.present.shape)}")
+        if self.elapsed is not None and self.elapsed.shape != self.present.shape[:1]:
+            raise ValueError(f"elapsed must be [B], got {tuple(self.elapsed.shape)}")
 
     @property
     def anchor(self) -> Tensor:
@@ -83,10 +89,28 @@ class HistoryWindow:
         """Anchor and last frame, ``[B, C, 2, h, w]``: the two kept at full detail."""
         return torch.cat((self.anchor, self.recent), dim=2)
 
+    @classmethod
+    def stack(cls, windows: Sequence[HistoryWindow]) -> HistoryWindow:
+        """One window of all the samples of several; what one does not know, the whole does not."""
+        elapsed = [window.elapsed for window in windows if window.elapsed is not None]
+        return cls(
+            torch.cat([window.frames for window in windows]),
+            torch.cat([window.present for window in windows]),
+            torch.cat(elapsed) if len(elapsed) == len(windows) else None,
+        )
+
+    def without_anchor(self) -> HistoryWindow:
+        """The same past with an anchor that does not exist."""
+        frames = torch.cat((torch.zeros_like(self.anchor), self.frames[:, :, 1:]), dim=2)
+        gone = torch.zeros_like(self.present[:, :1])
+        return replace(self, frames=frames, present=torch.cat((gone, self.present[:, 1:]), dim=1))
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> HistoryWindow:
         """The same window elsewhere; ``dtype`` applies to the latents only."""
         return HistoryWindow(
-            self.frames.to(device=device, dtype=dtype), self.present.to(device=device)
+            self.frames.to(device=device, dtype=dtype),
+            self.present.to(device=device),
+            None if self.elapsed is None else self.elapsed.to(device=device),
         )

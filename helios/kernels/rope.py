@@ -16,8 +16,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: ``[B, L, H, d]``; the result has its shape and dtype.
-        cos: ``[L, d / 2]`` float32, the same for all heads and samples.
-        sin: ``[L, d / 2]`` float32.
+        cos: ``[L, d / 2]`` float32, the same for all heads and samples, or ``[B, L, d / 2]``.
+        sin: likewise.
     """
     # Eager CPU code runs strided halves one number at a time, complex products in vectors; the
     # compiler fuses the former and cannot see into the latter.
@@ -29,7 +29,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The formula as written."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    c, s = cos[:, None], sin[:, None]
+    c, s = cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned = torch.stack((even * c - odd * s, even * s + odd * c), dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
@@ -37,5 +37,5 @@ def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _turn_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same as a product of complex numbers ``(even + i odd)(cos + i sin)``."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turned = pairs * torch.complex(cos, sin)[:, None]
+    turned = pairs * torch.complex(cos, sin).unsqueeze(-2)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

@@ -12,6 +12,8 @@ __all__ = ["TransformerConfig"]
 
 CLASS_NAME = "HeliosTransformer3DModel"
 """How published files call this network."""
+OUR_OPTIONS = ("restrict_self_attn", "absolute_positions", "without_anchor", "aligned_scales")
+"""Switches that the published release class does not have; a strict reader refuses them when on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,15 @@ class TransformerConfig:
         has_multi_term_memory_patch: always True.
         is_amplify_history: scale the keys of history tokens by a learnt factor.
         history_scale_mode: one such factor per head, or one for all ("scalar").
-        restrict_self_attn: history queries attend to history only. Not a field of the published
-            release class; written to JSON only when on.
+        restrict_self_attn: history queries attend to history only.
+        absolute_positions: every latent frame sits at its own time in the video, the anchor at 0,
+            instead of at its place in the window; the window must then know what has elapsed.
+        without_anchor: the first frame of the video is not remembered: the anchor is absent from
+            every window, while all else keeps its place.
+        aligned_scales: noisy tokens of a coarse scale sit at the middle of the cells they cover on
+            the grid of history, instead of at whole places of their own grid (training.md, F14).
+
+    The last four are not fields of the published release class; written to JSON only when on.
     """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -67,6 +76,9 @@ class TransformerConfig:
     is_amplify_history: bool = False
     history_scale_mode: Literal["per_head", "scalar"] = "per_head"
     restrict_self_attn: bool = False
+    absolute_positions: bool = False
+    without_anchor: bool = False
+    aligned_scales: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what this transformer cannot be."""
@@ -131,6 +143,7 @@ class TransformerConfig:
     def to_json(self) -> dict[str, Any]:
         """The content of ``config.json`` as published."""
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        if not self.restrict_self_attn:
-            del values["restrict_self_attn"]
+        for name in OUR_OPTIONS:
+            if not values[name]:
+                del values[name]
         return {"_class_name": CLASS_NAME, **values}

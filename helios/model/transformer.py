@@ -9,13 +9,26 @@ from torch import Tensor, nn
 
 from helios.history import HistoryWindow
 from helios.kernels import modulated_norm
+from helios.model.attention import Rotation
 from helios.model.block import Block
 from helios.model.config import TransformerConfig
 from helios.model.embedding import TextProjection, TimeEmbedding
 from helios.model.patch import Patches, unpatch
-from helios.model.rope import rotary_tables
+from helios.model.rope import move_anchor, rotary_tables
 
-__all__ = ["HeliosTransformer"]
+__all__ = ["HeliosTransformer", "grid"]
+
+
+def grid(latents: Tensor) -> tuple[int, int, int]:
+    """Frames, rows and columns of the tokens of ``latents [B, C, T, h, w]``.
+
+    Raises:
+        ValueError: if rows or columns are odd.
+    """
+    frames, rows, columns = latents.shape[2:]
+    if rows % 2 or columns % 2:
+        raise ValueError(f"rows and columns of latents must be even, got {rows}x{columns}")
+    return frames, rows // 2, columns // 2
 
 
 class Head(nn.Module):
@@ -74,7 +87,7 @@ class HeliosTransformer(nn.Module):
         text: Tensor,
         window: HistoryWindow,
         *,
-        origin: tuple[int, int] = (0, 0),
+        origin: tuple[int, int] | None = None,
         hidden: MutableMapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Velocity ``noise - clean`` of the noisy latents.
@@ -84,8 +97,8 @@ class HeliosTransformer(nn.Module):
             timestep: ``[B]``, any real dtype, on the scale 0 to 1000.
             text: ``[B, M, text_dim]`` text embeddings; all rows are read, padding included.
             window: history of the same batch at full resolution, rows and columns even.
-            origin: row and column of latents, even, at which ``x`` lies in the picture: not at
-                its corner if it is a crop of it.
+            origin: row and column of latents, even, at which ``x`` lies in the picture if it is a
+                crop of it; none: it is the whole picture, at this or a coarser scale.
             hidden: its keys are numbers of blocks; what the noisy tokens are after each of them is
                 put in its place, ``[B, D, T, h / 2, w / 2]``.
 
@@ -95,21 +108,11 @@ class HeliosTransformer(nn.Module):
         Raises:
             ValueError: if rows or columns are odd.
         """
-        geometry = (*x.shape[3:], *window.frames.shape[3:])
-        if any(size % 2 for size in (*geometry, *origin)):
-            raise ValueError(f"rows and columns of latents must be even, got {geometry}, {origin}")
-        rows, columns, past_rows, past_columns = (size // 2 for size in geometry)
-        chunk = (x.shape[2], rows, columns)
-        tokens, split = self.patches(x.to(self.dtype), window.to(dtype=self.dtype))
-        rotation = rotary_tables(
-            self.config.rope_dim,
-            self.config.rope_theta,
-            chunk,
-            (past_rows, past_columns),
-            tokens.device,
-            (origin[0] // 2, origin[1] // 2),
-        )
-        head_time, modulation = self._time_rows(timestep, tokens.dtype)
+        chunk = grid(x)
+        window = self.remembered(window)
+        rotation = self.rotation(chunk, window, origin)
+        tokens, split = self.patches(x.to(self.dtype), window)
+        head_time, modulation = self.time_rows(timestep, tokens.dtype)
         text = self.text(text.to(self.dtype))
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, text, modulation, rotation, split)
@@ -117,7 +120,46 @@ class HeliosTransformer(nn.Module):
                 hidden[number] = tokens[:, split:].transpose(1, 2).unflatten(2, chunk)
         return unpatch(self.head(tokens[:, split:], head_time), *chunk).to(self.dtype)
 
-    def _time_rows(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def remembered(self, window: HistoryWindow) -> HistoryWindow:
+        """What of ``window`` this transformer looks at, in its dtype."""
+        window = window.without_anchor() if self.config.without_anchor else window
+        return window.to(dtype=self.dtype)
+
+    def rotation(
+        self,
+        chunk: tuple[int, int, int],
+        window: HistoryWindow,
+        origin: tuple[int, int] | None = None,
+    ) -> Rotation:
+        """Rotary tables of one sequence of history and noisy tokens; see `forward`.
+
+        Args:
+            chunk: frames, rows and columns of noisy tokens.
+            window: history, for its size and for what has elapsed.
+            origin: of the noisy latents.
+
+        Raises:
+            ValueError: for odd sizes, or if positions are absolute and nobody says where.
+        """
+        config, device = self.config, window.frames.device
+        past = grid(window.frames)[1:]
+        if origin is not None and (origin[0] % 2 or origin[1] % 2):
+            raise ValueError(f"rows and columns of latents must be even, got an origin {origin}")
+        place = (0, 0) if origin is None else (origin[0] // 2, origin[1] // 2)
+        spread = past[0] // chunk[1] if config.aligned_scales and origin is None else 1
+        tables = rotary_tables(
+            config.rope_dim, config.rope_theta, chunk, past, device, place, spread
+        )
+        if not config.absolute_positions:
+            return tables
+        if window.elapsed is None:
+            raise ValueError(
+                "this transformer has absolute positions: window.elapsed must say how many latent "
+                "frames came before"
+            )
+        return move_anchor(tables, window.elapsed, config.rope_dim, config.rope_theta, past)
+
+    def time_rows(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Head modulation ``[B, D]``; block modulation ``[B, 2, 6, D]``, history row first."""
         head, noisy = self.time(timestep, dtype)
         history = noisy

@@ -47,3 +47,25 @@ def test_shapes_are_checked():
         HistoryWindow(w.frames[:, :, 1:], w.present)
     with pytest.raises(ValueError, match="present"):
         HistoryWindow(w.frames, w.present[:1])
+
+
+def test_windows_stack_and_what_one_does_not_know_the_whole_does_not():
+    one = HistoryWindow(torch.randn(1, 3, 20, 2, 2), torch.ones(1, 20).bool(), torch.tensor([9]))
+    two = HistoryWindow(torch.randn(2, 3, 20, 2, 2), torch.zeros(2, 20).bool(), torch.arange(2))
+    both = HistoryWindow.stack([one, two])
+    assert torch.equal(both.frames, torch.cat((one.frames, two.frames)))
+    assert torch.equal(both.present, torch.cat((one.present, two.present)))
+    assert both.elapsed.tolist() == [9, 0, 1]
+    assert HistoryWindow.stack([one, HistoryWindow(two.frames, two.present)]).elapsed is None
+    with pytest.raises(ValueError, match="elapsed"):
+        HistoryWindow(two.frames, two.present, torch.arange(3))
+
+
+def test_without_anchor_only_the_anchor_is_gone():
+    whole = HistoryWindow(torch.randn(2, 3, 20, 2, 2), torch.ones(2, 20).bool(), torch.arange(2))
+    left = whole.without_anchor()
+    assert not left.anchor.any()
+    assert not left.present[:, 0].any()
+    assert torch.equal(left.frames[:, :, 1:], whole.frames[:, :, 1:])
+    assert left.present[:, 1:].all()
+    assert left.elapsed is whole.elapsed

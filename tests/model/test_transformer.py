@@ -256,7 +256,7 @@ def test_hidden_states_are_the_noisy_tokens_after_each_block():
     grid = (x.shape[2], 2, 3)
     assert {tuple(h.shape) for h in hidden.values()} == {(2, model.config.width, *grid)}
     assert not torch.equal(hidden[0], hidden[last])
-    head_time, _ = model._time_rows(rest[0], torch.float32)
+    head_time, _ = model.time_rows(rest[0], torch.float32)
     tokens = hidden[last].flatten(2).transpose(1, 2)
     assert torch.equal(unpatch(model.head(tokens, head_time), *grid), out)
     assert torch.equal(model(x, *rest), out)
