@@ -64,19 +64,24 @@ class SelfAttention(_Projections):
 
     def forward(self, x: Tensor, rotation: Rotation, split: int) -> Tensor:
         """``[B, L, D]`` to the same shape; the first ``split`` tokens are history."""
+        return self.out(self.mix(*self.project(x, rotation), split).flatten(2))
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of ``[B, L, D]`` tokens: ``[B, L, H, d]`` each."""
         query = apply_rope(self.split_heads(self.query_norm(self.query(x))), *rotation)
         key = apply_rope(self.split_heads(self.key_norm(self.key(x))), *rotation)
-        value = self.split_heads(self.value(x))
+        return query, key, self.split_heads(self.value(x))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, split: int) -> Tensor:
+        """What every token takes from the others of its sequence, ``[B, L, H, d]``."""
         if self.history_gain is not None:
             # The gain is float32 and would widen the keys beyond what attention accepts.
             louder = key[:, :split] * self.history_gain.float().exp()[:, None]
             key = torch.cat((louder.to(key.dtype), key[:, split:]), dim=1)
         if self.restricted:
             past = attention(query[:, :split], key[:, :split], value[:, :split])
-            mixed = torch.cat((past, attention(query[:, split:], key, value)), dim=1)
-        else:
-            mixed = attention(query, key, value)
-        return self.out(mixed.flatten(2))
+            return torch.cat((past, attention(query[:, split:], key, value)), dim=1)
+        return attention(query, key, value)
 
 
 class CrossAttention(_Projections):
