@@ -3,6 +3,7 @@
 from helios.kernels.attention import attention
 from helios.kernels.norm import gated_add, layer_norm, modulated_norm, rms_norm
 from helios.kernels.rope import apply_rope
+from helios.kernels.varlen import varlen_attention
 
 __all__ = [
     "apply_rope",
@@ -11,4 +12,5 @@ __all__ = [
     "layer_norm",
     "modulated_norm",
     "rms_norm",
+    "varlen_attention",
 ]

@@ -1,9 +1,11 @@
 """The transformer: tensors in, tensors out."""
 
 from helios.model.config import TransformerConfig
+from helios.model.denoiser import bind
 from helios.model.initial import init_memory_patches, reset_parameters
 from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_adapter
 from helios.model.lora_file import load_adapter, save_adapter
+from helios.model.packed import PackedBlock, packed_block, packed_forward
 from helios.model.transformer import HeliosTransformer
 from helios.model.weights import (
     cast,
@@ -20,8 +22,10 @@ __all__ = [
     "Adapters",
     "HeliosTransformer",
     "LoraConfig",
+    "PackedBlock",
     "TransformerConfig",
     "adapters_of",
+    "bind",
     "cast",
     "check_transformer",
     "empty_transformer",
@@ -30,6 +34,8 @@ __all__ = [
     "load_adapter",
     "load_transformer",
     "new_adapter",
+    "packed_block",
+    "packed_forward",
     "published_name",
     "reset_parameters",
     "save_adapter",

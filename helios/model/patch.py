@@ -61,8 +61,12 @@ class Patches(nn.Module):
             x: ``[B, C, T, h, w]`` noisy latents; ``h`` and ``w`` even.
             window: history in the dtype of ``x``, at full resolution whatever that of ``x``.
         """
-        past = (self.long(window.long), self.mid(window.mid), self.short(window.short))
+        past = self.past(window)
         return torch.cat((*past, self.noisy(x)), dim=1), sum(part.shape[1] for part in past)
+
+    def past(self, window: HistoryWindow) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of the long, mid and short history, ``[B, tokens, D]`` each."""
+        return self.long(window.long), self.mid(window.mid), self.short(window.short)
 
 
 def unpatch(tokens: Tensor, frames: int, rows: int, columns: int) -> Tensor:

@@ -1,0 +1,94 @@
+"""Attention within segments: sequences that lie one after another and do not see each other.
+
+Training on several resolutions packs them into one sequence, so that every linear layer is one
+large product; only attention has to know where one ends and the next begins (training.md, 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import accumulate
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from helios.kernels.attention import attention
+
+__all__ = ["by_segment", "in_one_call", "varlen_attention"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """``softmax(q kᵀ / sqrt(d)) v`` per head, within each segment of each sample.
+
+    On CUDA in half precision all segments are one call of PyTorch's variable-length attention
+    where that is there; elsewhere each length is one call for the whole batch.
+
+    Args:
+        query: ``[B, L, H, d]``.
+        key: the same shape.
+        value: the same shape.
+        lengths: of the segments, in order, the same for every sample; they add up to L.
+
+    Returns:
+        ``[B, L, H, d]``.
+
+    Raises:
+        ValueError: if the lengths do not add up to L.
+    """
+    if sum(lengths) != query.shape[1] or min(lengths) < 1:
+        raise ValueError(f"segments must be positive and add up to {query.shape[1]}, got {lengths}")
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if half and query.is_cuda and _has_varlen(query.device.index or 0):
+        return in_one_call(query, key, value, lengths)
+    return by_segment(query, key, value, lengths)
+
+
+def by_segment(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The formula: each segment on its own; see `varlen_attention`."""
+    parts = zip(*(tensor.split(lengths, dim=1) for tensor in (query, key, value)))
+    return torch.cat([attention(*part) for part in parts], dim=1)
+
+
+def in_one_call(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """All segments of all samples together; CUDA, float16 or bfloat16; see `varlen_attention`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    borders, longest = _borders(lengths, len(query), query.device), max(lengths)
+    q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    mixed = cast(Tensor, varlen_attn(q, k, v, borders, borders, longest, longest))
+    return mixed.unflatten(0, query.shape[:2])
+
+
+def _constant_in_graphs(function: _Function) -> _Function:
+    return cast(_Function, torch.compiler.assume_constant_result(function))
+
+
+# While a graph is traced the answer is asked for once and becomes part of it.
+@_constant_in_graphs
+@cache
+def _has_varlen(index: int) -> bool:
+    """Whether variable-length attention runs on this CUDA device."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        place = torch.device("cuda", index)
+        probe = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=place)
+        ends = torch.tensor([0, 4], dtype=torch.int32, device=place)
+        with torch.no_grad():
+            varlen_attn(probe, probe, probe, ends, ends, 4, 4)
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+@_constant_in_graphs
+@cache
+def _borders(lengths: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
+    """Where segments begin, and the end of the last: int32 ``[batch * segments + 1]``."""
+    with torch.inference_mode(False):
+        ends = list(accumulate(lengths * batch, initial=0))
+        return torch.tensor(ends, dtype=torch.int32).to(device)
