@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_path", "sync"]
+__all__ = ["atomic_path", "shown", "sync"]
 
 
 @contextmanager
@@ -39,3 +39,9 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def shown(path: str | Path) -> str:
+    """``path`` for a message of one line, whatever characters it holds."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
