@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helios.codec.config import AutoencoderConfig
+from helios.codec.decode import FastDecoder, fast_ops
 from helios.codec.wan import WanAutoencoder, unfold_patches
 from helios.errors import CheckpointError
 from helios.storage import (
@@ -47,6 +48,7 @@ class Codec:
     def __init__(self, network: WanAutoencoder, config: AutoencoderConfig | None = None) -> None:
         self.network = network.eval()
         self.config = config or network.config
+        self._fast: tuple[object, FastDecoder] | None = None
         self._place()
 
     def _place(self) -> None:
@@ -142,21 +144,44 @@ class Codec:
         Raises:
             ValueError: for a shape that is not latents of this autoencoder.
         """
-        return unfold_patches(self._patches(latents).float().clamp_(-1, 1), self.config.patch)
+        z = self._unscaled(latents)
+        fast = self._fast_decoder(z)
+        patches = self.network.decode_patches(z) if fast is None else fast(z).movedim(-1, 1)
+        return unfold_patches(patches.float().clamp_(-1, 1), self.config.patch)
 
     @torch.no_grad()
     def decode_uint8(self, latents: Tensor) -> Tensor:
         """Like :meth:`decode`, as bytes ``[B, T, H, W, 3]`` rounded to the nearest level."""
-        levels = self._patches(latents).float().mul_(127.5).add_(127.5).round_().clamp_(0, 255)
-        return unfold_patches(levels.to(torch.uint8), self.config.patch).movedim(1, -1).contiguous()
+        z = self._unscaled(latents)
+        fast = self._fast_decoder(z)
+        if fast is not None:
+            levels = fast.levels(z)
+            if self.config.patch == 1:
+                return levels
+            levels = levels.movedim(-1, 1)
+        else:
+            patches = self.network.decode_patches(z).float()
+            levels = patches.mul_(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return unfold_patches(levels, self.config.patch).movedim(1, -1).contiguous()
 
-    def _patches(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the network makes them."""
+        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or 0 in latents.shape:
             raise ValueError(
                 f"latents must be [B, {self.config.z_dim}, t, h, w], got {tuple(latents.shape)}"
             )
-        z = latents.to(device=self.device, dtype=torch.float32) / self._scale + self._mean
-        return self.network.decode_patches(z)
+        return latents.to(device=self.device, dtype=torch.float32) / self._scale + self._mean
+
+    def _fast_decoder(self, z: Tensor) -> FastDecoder | None:
+        """The fast decoder where its kernels run; made again when a weight has changed."""
+        ops = None if self.config.is_residual else fast_ops(z)
+        if ops is None:
+            return None
+        weights = (*self.network.decoder.parameters(), *self.network.post_quant_conv.parameters())
+        state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        if self._fast is None or self._fast[0] != state:
+            self._fast = (state, FastDecoder(self.network, ops))
+        return self._fast[1]
 
 
 def load_codec(

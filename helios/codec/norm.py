@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "norm_silu"]
+__all__ = ["ChannelNorm", "norm_silu", "root_norm"]
 
 _TINY = 1e-12
 """Smallest norm divided by (the published constant)."""
@@ -33,15 +33,15 @@ def _inverse_norm(rows: Tensor) -> Tensor:
     return norm.clamp_min(_TINY).reciprocal()
 
 
-def _norm(rows: Tensor, gamma: Tensor) -> Tensor:
-    """``u`` of the module's formula over the last dimension, in at least float32."""
+def root_norm(rows: Tensor, gamma: Tensor) -> Tensor:
+    """``u`` of the module's formula over the last dimension, in at least float32: no activation."""
     inverse = _inverse_norm(rows)
     return rows.to(inverse.dtype) * inverse * (gamma.to(inverse.dtype) * rows.shape[-1] ** 0.5)
 
 
 def _plain(rows: Tensor, gamma: Tensor) -> Tensor:
     """RMS norm and SiLU of ``[N, C]``: the formula as it stands."""
-    return F.silu(_norm(rows, gamma)).to(rows.dtype)
+    return F.silu(root_norm(rows, gamma)).to(rows.dtype)
 
 
 def _gradients(rows: Tensor, gamma: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +80,12 @@ def _generated(formula: Callable[..., Any]) -> Callable[..., Any]:
 def _write(rows: Tensor, gamma: Tensor, out: Tensor) -> None:
     """Put ``_plain(rows, gamma)`` into ``out``, both ``[B, T, H, W, C]``."""
     if rows.device.type != "cpu":
-        out.copy_(F.silu(_norm(rows, gamma), inplace=True))
+        out.copy_(F.silu(root_norm(rows, gamma), inplace=True))
         return
     for clip, target in zip(rows, out):
         pixels, places = clip.reshape(-1, clip.shape[-1]), target.view(-1, clip.shape[-1])
         for some, place in zip(pixels.split(_CPU_ROWS), places.split(_CPU_ROWS)):
-            place.copy_(F.silu(_norm(some, gamma), inplace=True))
+            place.copy_(F.silu(root_norm(some, gamma), inplace=True))
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -146,7 +146,7 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[B, C, ...]`` without activation."""
         rows = x.movedim(1, -1)
-        return _norm(rows, self.gamma.flatten()).to(x.dtype).movedim(-1, 1)
+        return root_norm(rows, self.gamma.flatten()).to(x.dtype).movedim(-1, 1)
 
     def silu(self, x: Tensor, past: int = 0) -> Tensor:
         """``[B, C, T, H, W]`` normalised and activated, ``past`` zero frames in front."""

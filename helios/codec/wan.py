@@ -119,11 +119,8 @@ class DoubleSize(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` to ``[N, C', 2H, 2W]``."""
         count, _, height, width = x.shape
-        wide = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        folded = _pair_taps(_pair_taps(wide, -2), -1).flatten(0, 2).to(self.weight.dtype)
         bias = None if self.bias is None else self.bias.repeat(4)
-        layout = torch.channels_last
-        phases = F.conv2d(x, folded.contiguous(memory_format=layout), bias, padding=1)
+        phases = F.conv2d(x, self.phases(), bias, padding=1)
         parts = phases.unflatten(1, (2, 2, self.out_channels))
         out = phases.new_empty(count, 2 * height, 2 * width, self.out_channels).movedim(-1, 1)
         for column in (0, 1):
@@ -131,6 +128,12 @@ class DoubleSize(nn.Conv2d):
                 part = parts[:, column, row, :, row : row + height, column : column + width]
                 out[:, :, row::2, column::2] = part
         return out
+
+    def phases(self) -> Tensor:
+        """Taps of the four outputs of a pixel, ``[4 C', C, 2, 2]``, phase ``2 column + row``."""
+        wide = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        folded = _pair_taps(_pair_taps(wide, -2), -1).flatten(0, 2).to(self.weight.dtype)
+        return folded.contiguous(memory_format=torch.channels_last)
 
 
 def _pair_taps(weight: Tensor, dim: int) -> Tensor:
@@ -174,6 +177,13 @@ class Upsample(nn.Module):
         # The published name of the convolution is resample.1; there is nothing left for 0 to do.
         self.resample = nn.Sequential(nn.Identity(), DoubleSize(channels, outputs))
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if time else None
+
+    @property
+    def doubling(self) -> DoubleSize:
+        """The convolution that doubles rows and columns."""
+        layer = self.resample[1]
+        assert isinstance(layer, DoubleSize)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, 1 + T, H, W]`` to ``[B, C', 1 + 2T, 2H, 2W]``."""

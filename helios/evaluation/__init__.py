@@ -13,7 +13,15 @@ from helios.evaluation.metrics import (
 )
 from helios.evaluation.reading import ObjectReading, Reading, reading_of, verdicts
 from helios.evaluation.subject import Subject, random_codec, random_transformer
-from helios.evaluation.throughput import Arm, BenchConfig, PipelineArm, Visit, bench, visit_of
+from helios.evaluation.throughput import (
+    Arm,
+    BenchConfig,
+    PipelineArm,
+    Visit,
+    bench,
+    timed,
+    visit_of,
+)
 from helios.evaluation.throughput_report import hardware, report
 
 __all__ = [
@@ -46,6 +54,7 @@ __all__ = [
     "save_judge",
     "tables_markdown",
     "tabulate",
+    "timed",
     "untrained",
     "verdicts",
     "visit_of",

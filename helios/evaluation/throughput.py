@@ -27,7 +27,7 @@ from helios.evaluation.subject import Subject, reference_velocity
 from helios.geometry import CHUNK_FRAMES, latent_size
 from helios.pipeline import Pipeline, Request, decode_flops, find_machine, forward_flops
 
-__all__ = ["Arm", "BenchConfig", "PipelineArm", "Spread", "Visit", "bench", "visit_of"]
+__all__ = ["Arm", "BenchConfig", "PipelineArm", "Spread", "Visit", "bench", "timed", "visit_of"]
 
 _TIMESTEPS = (385, 742, 998)
 """What the network is told in the first step at full, half and quarter size (section 6.9)."""

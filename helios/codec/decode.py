@@ -1,0 +1,332 @@
+"""The fast decoder: a whole chunk in one pass, channels-last, with everything between the
+convolutions fused into one read and one write of the picture.
+
+Equal to ``WanAutoencoder.decode_patches`` up to rounding, of which there is less: biases, residuals
+and norms meet in float32 and are rounded once. Between two convolutions there is one operation:
+
+- ``y = silu(norm(h + bias))``: into the zero-padded input of the next convolution;
+- ``x = h + bias + skip`` and ``y = silu(norm(x))`` at the end of a residual block, where the next
+  block starts;
+- the same with ``x`` gathered from the four phases of a doubling convolution, so that neither the
+  nearest-neighbour picture nor the interleaved one is made on its own.
+
+The plain forms are here and run anywhere; ``decode_triton`` holds the same as kernels for CUDA.
+Source: specification "performance", design A.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helios.codec.norm import ChannelNorm, root_norm
+from helios.codec.wan import (
+    AttentionBlock,
+    CausalConv3d,
+    PlainUp,
+    ResidualBlock,
+    Upsample,
+    WanAutoencoder,
+)
+
+__all__ = ["FastDecoder", "PlainOps", "fast_ops"]
+
+_Part: TypeAlias = ResidualBlock | AttentionBlock | Upsample
+
+
+class Ops(Protocol):
+    """What happens between convolutions. Pictures are ``[B, T, H, W, C]``, contiguous.
+
+    ``gamma`` are the gains of the norm; ``past`` zero frames are put before the first.
+    """
+
+    def norm(self, h: Tensor, bias: Tensor, gamma: Tensor, past: int) -> Tensor:
+        """``silu(norm(h + bias))`` with ``past`` frames in front."""
+
+    def add_norm(
+        self, h: Tensor, bias: Tensor, skip: Tensor, gamma: Tensor | None, past: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """``x = h + bias + skip``, and ``silu(norm(x))`` padded unless ``gamma`` is none."""
+
+    def double_norm(
+        self, phases: Tensor, bias: Tensor, gamma: Tensor | None, past: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Likewise with ``x`` put together from the phases ``[B, T, H+1, W+1, 4 C]`` of a doubling.
+
+        Phase ``2 column + row`` of the output pixels ``(2 i + row, 2 j + column)`` stands at
+        ``(i + row, j + column)``.
+        """
+
+    def levels(self, h: Tensor, bias: Tensor) -> Tensor:
+        """``h + bias`` in [-1, 1] as bytes from 0 to 255, rounded to the nearest."""
+
+
+class PlainOps:
+    """The formulas as they stand, in float32 with one rounding."""
+
+    def norm(self, h: Tensor, bias: Tensor, gamma: Tensor, past: int) -> Tensor:
+        """See ``Ops``."""
+        return self._activated(_wide(h) + _wide(bias), gamma, past, h.dtype)
+
+    def add_norm(
+        self, h: Tensor, bias: Tensor, skip: Tensor, gamma: Tensor | None, past: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``Ops``."""
+        total = (_wide(h) + _wide(bias) + _wide(skip)).to(h.dtype)
+        return self._both(total, gamma, past)
+
+    def double_norm(
+        self, phases: Tensor, bias: Tensor, gamma: Tensor | None, past: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``Ops``."""
+        batch, frames, height, width, channels = phases.shape
+        rows, columns, outputs = height - 1, width - 1, channels // 4
+        parts = phases.unflatten(-1, (2, 2, outputs))
+        picture = phases.new_empty(batch, frames, 2 * rows, 2 * columns, outputs)
+        for column in (0, 1):
+            for row in (0, 1):
+                part = parts[:, :, row : row + rows, column : column + columns, column, row]
+                picture[:, :, row::2, column::2] = (_wide(part) + _wide(bias)).to(phases.dtype)
+        return self._both(picture, gamma, past)
+
+    def levels(self, h: Tensor, bias: Tensor) -> Tensor:
+        """See ``Ops``."""
+        wide = _wide(h) + _wide(bias)
+        return wide.mul_(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _both(
+        self, picture: Tensor, gamma: Tensor | None, past: int
+    ) -> tuple[Tensor, Tensor | None]:
+        if gamma is None:
+            return picture, None
+        return picture, self._activated(_wide(picture), gamma, past, picture.dtype)
+
+    def _activated(self, wide: Tensor, gamma: Tensor, past: int, dtype: torch.dtype) -> Tensor:
+        value = F.silu(root_norm(wide, gamma)).to(dtype)
+        return F.pad(value, (0, 0, 0, 0, 0, 0, past, 0)) if past else value
+
+
+def fast_ops(x: Tensor) -> Ops | None:
+    """The kernels that make the fast decoder worth while on the device of ``x``, if there are."""
+    if x.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(x.device) < (8, 0):
+        return None
+    from helios.codec.decode_triton import TritonOps
+
+    return TritonOps()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """Weights ready to use, and the bias that the next operation adds."""
+
+    weight: Tensor
+    bias: Tensor
+    around: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, layer: CausalConv3d) -> _Convolution:
+        kernel = layer.weight.shape[2:]
+        return cls(_channels_last(layer.weight), _bias(layer), (0, kernel[1] // 2, kernel[2] // 2))
+
+    def __call__(self, rows: Tensor, *, biased: bool = False) -> Tensor:
+        """``[B, past + T, H, W, C]`` to ``[B, T, H, W, C']``, with the bias only if asked."""
+        bias = self.bias if biased else None
+        if self.weight[0, 0].numel() == 1:
+            return F.linear(rows, self.weight.flatten(1), bias)
+        out = F.conv3d(rows.movedim(-1, 1), self.weight, bias, padding=self.around)
+        return out.movedim(1, -1).contiguous()
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    return weight.detach().contiguous(memory_format=layout)
+
+
+def _bias(layer: nn.Conv2d | nn.Conv3d) -> Tensor:
+    if layer.bias is None:
+        return layer.weight.detach().new_zeros(layer.out_channels)
+    return layer.bias.detach()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A residual block."""
+
+    first: Tensor
+    conv1: _Convolution
+    second: Tensor
+    conv2: _Convolution
+    shortcut: _Convolution | None
+    bias: Tensor
+    """Of the second convolution and the shortcut together."""
+
+    @classmethod
+    def of(cls, block: ResidualBlock) -> _Block:
+        conv2 = _Convolution.of(block.conv2)
+        shortcut, bias = None, conv2.bias
+        if isinstance(block.conv_shortcut, CausalConv3d):
+            shortcut = _Convolution.of(block.conv_shortcut)
+            bias = _wide(bias) + _wide(shortcut.bias)
+        return cls(
+            _gains(block.norm1),
+            _Convolution.of(block.conv1),
+            _gains(block.norm2),
+            conv2,
+            shortcut,
+            bias,
+        )
+
+
+@dataclass(frozen=True)
+class _Doubling:
+    """Twice the size, and twice the frame rate if there is a convolution in time."""
+
+    time: _Convolution | None
+    weight: Tensor
+    """Of the four phases, ``[4 C', C, 2, 2]``."""
+    bias: Tensor
+
+    @classmethod
+    def of(cls, layer: Upsample) -> _Doubling:
+        time = None if layer.time_conv is None else _Convolution.of(layer.time_conv)
+        return cls(time, _channels_last(layer.doubling.phases()), _bias(layer.doubling))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, T, H, W, C]`` to phases ``[B, T', H + 1, W + 1, 4 C']``, without the bias."""
+        if self.time is not None and x.shape[1] > 1:
+            x = self._faster(self.time, x)
+        images = x.flatten(0, 1).movedim(-1, 1)
+        phases = F.conv2d(images, self.weight, padding=1).movedim(1, -1).contiguous()
+        return phases.unflatten(0, x.shape[:2])
+
+    def _faster(self, time: _Convolution, x: Tensor) -> Tensor:
+        """Two frames for every frame but the first, which goes past the convolution."""
+        batch, frames, height, width, channels = x.shape
+        padded = F.pad(x[:, 1:], (0, 0, 0, 0, 0, 0, 2, 0))
+        pairs = time(padded, biased=True).unflatten(-1, (2, channels))
+        out = x.new_empty(batch, 2 * frames - 1, height, width, channels)
+        out[:, 0] = x[:, 0]
+        out[:, 1:].unflatten(1, (frames - 1, 2)).copy_(pairs.movedim(-2, 2))
+        return out
+
+
+def _gains(norm: ChannelNorm) -> Tensor:
+    return norm.gamma.detach().flatten()
+
+
+class FastDecoder:
+    """A decoder's weights rearranged once, to decode chunks without gradients.
+
+    It holds references to the network's weights where the arrangement is the same; make a new one
+    after they change, or after they move.
+
+    Args:
+        network: in the plain form (not ``is_residual``), on its device and in its dtype.
+        ops: what runs between the convolutions.
+
+    Raises:
+        ValueError: for the residual form.
+    """
+
+    def __init__(self, network: WanAutoencoder, ops: Ops | None = None) -> None:
+        if network.config.is_residual:
+            raise ValueError("the fast decoder knows the plain form only, not is_residual")
+        decoder = network.decoder
+        self.ops = ops or PlainOps()
+        self._enter = _Convolution.of(network.post_quant_conv)
+        self._start = _Convolution.of(decoder.conv_in)
+        self._parts = [_prepared(part) for part in _flat(network)]
+        self._end_norm = _gains(decoder.norm_out)
+        self._end = _Convolution.of(decoder.conv_out)
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents as the network makes them to patched frames.
+
+        Args:
+            latents: ``[B, z_dim, t, h, w]``.
+
+        Returns:
+            ``[B, T, H, W, out_channels]``, channels last, not clamped, in at least float32.
+        """
+        return _wide(self._head_input(latents)) + _wide(self._end.bias)
+
+    @torch.no_grad()
+    def levels(self, latents: Tensor) -> Tensor:
+        """The same as bytes, rounded to the nearest of 256 levels."""
+        return self.ops.levels(self._head_input(latents), self._end.bias)
+
+    def _head_input(self, latents: Tensor) -> Tensor:
+        """What the last convolution gives, before its bias."""
+        z = latents.to(self._enter.weight.dtype).movedim(1, -1).contiguous()
+        z = F.pad(self._enter(z, biased=True), (0, 0, 0, 0, 0, 0, 2, 0))
+        x = self._start(z, biased=True)
+        ready: Tensor | None = None
+        for part, after in pairwise((*self._parts, None)):
+            gamma = self._end_norm if after is None else _first_norm(after)
+            x, ready = self._step(part, x, ready, gamma)
+        if ready is None:
+            raise ValueError("a decoder ends in a residual block or a doubling")
+        return self._end(ready)
+
+    def _step(
+        self,
+        part: _Block | AttentionBlock | _Doubling | None,
+        x: Tensor,
+        ready: Tensor | None,
+        gamma: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One part: the picture after it, and that picture normalised for the next if it wants."""
+        if isinstance(part, _Block):
+            if ready is None:
+                ready = self.ops.norm(x, torch.zeros_like(part.first), part.first, 2)
+            hidden = self.ops.norm(part.conv1(ready), part.conv1.bias, part.second, 2)
+            del ready
+            skip = x if part.shortcut is None else part.shortcut(x)
+            return self.ops.add_norm(part.conv2(hidden), part.bias, skip, gamma, 2)
+        if isinstance(part, _Doubling):
+            return self.ops.double_norm(part(x), part.bias, gamma, 2)
+        if part is None:
+            return x, ready
+        return part(x.movedim(-1, 1)).movedim(1, -1).contiguous(), None
+
+
+def _flat(network: WanAutoencoder) -> Iterator[_Part]:
+    """Everything between the first and the last convolution, in order."""
+    middle = network.decoder.mid_block
+    yield from _known((middle.resnets[0], middle.attentions[0], middle.resnets[1]))
+    for level in network.decoder.up_blocks:
+        if not isinstance(level, PlainUp):
+            raise TypeError(f"unexpected {type(level).__name__} in a decoder")
+        yield from _known((*level.resnets, *level.upsamplers))
+
+
+def _known(layers: Sequence[nn.Module]) -> Iterator[_Part]:
+    for layer in layers:
+        if not isinstance(layer, ResidualBlock | AttentionBlock | Upsample):
+            raise TypeError(f"unexpected {type(layer).__name__} in a decoder")
+        yield layer
+
+
+def _prepared(part: _Part) -> _Block | AttentionBlock | _Doubling:
+    if isinstance(part, ResidualBlock):
+        return _Block.of(part)
+    return _Doubling.of(part) if isinstance(part, Upsample) else part
+
+
+def _first_norm(part: _Block | AttentionBlock | _Doubling) -> Tensor | None:
+    """The norm a part starts with and wants done for it."""
+    return part.first if isinstance(part, _Block) else None
