@@ -7,6 +7,7 @@ A wrong argument is a plain ``ValueError`` (exit 2), a file that cannot be writt
 __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
+    "DataError",
     "DivergedError",
     "InputError",
     "PeerError",
@@ -29,6 +30,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CheckpointCorruptError(CheckpointError):
     """A weight file that is truncated, overlong or unreadable."""
+
+
+class DataError(RuntimeError):
+    """Training data that are missing, incomplete or not what a run needs (exit 8)."""
 
 
 class DivergedError(ArithmeticError):

@@ -18,7 +18,14 @@
 
 from __future__ import annotations
 
-from helios.errors import CheckpointError, DivergedError, InputError, PeerError, ResumableError
+from helios.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    InputError,
+    PeerError,
+    ResumableError,
+)
 
 __all__ = ["CommandError", "exit_code", "explain"]
 
@@ -28,6 +35,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (InputError, 3),
     (CheckpointError, 4),
     (DivergedError, 7),
+    (DataError, 8),
     (PeerError, 9),
     (ResumableError, 75),
     (OSError, 6),

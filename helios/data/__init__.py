@@ -1,6 +1,15 @@
-"""What training eats: scenes made on the fly, as frames and as latents."""
+"""What training eats: scenes made on the fly, and what was computed before."""
 
-from helios.data.batch import Batch
+from helios.data.batch import Batch, Leg, Trajectories
+from helios.data.latents import ShardReader, ShardWriter, read_shard_settings
+from helios.data.precompute import (
+    LATENTS,
+    Clip,
+    ClipConfig,
+    read_clips,
+    write_latents,
+    write_shards,
+)
 from helios.data.stream import (
     RingConfig,
     SceneFrames,
@@ -8,12 +17,35 @@ from helios.data.stream import (
     encode_scenes,
     to_frames,
 )
+from helios.data.trajectories import (
+    TRAJECTORIES,
+    Teacher,
+    TrajectoryConfig,
+    record_section,
+    write_trajectories,
+)
 
 __all__ = [
+    "LATENTS",
+    "TRAJECTORIES",
     "Batch",
+    "Clip",
+    "ClipConfig",
+    "Leg",
     "RingConfig",
     "SceneFrames",
     "SceneLatents",
+    "ShardReader",
+    "ShardWriter",
+    "Teacher",
+    "Trajectories",
+    "TrajectoryConfig",
     "encode_scenes",
+    "read_clips",
+    "read_shard_settings",
+    "record_section",
     "to_frames",
+    "write_latents",
+    "write_shards",
+    "write_trajectories",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Leg", "Trajectories"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,81 @@ class Batch:
     def mask(self) -> Tensor:
         """``[B, L]`` int64, 1 where ``tokens`` is not padding."""
         return (self.tokens != 0).long()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """What a teacher passed through in one stage of one section (training specification, 5.1).
+
+    Attributes:
+        states: ``[B, p + 1, C, 9, h, w]``: the sample before each of p few-step levels, and where
+            the stage ended; any float dtype.
+        sigmas: the p local noise levels.
+        timesteps: what a few-step sampler tells the network there, p whole numbers.
+    """
+
+    states: Tensor
+    sigmas: tuple[float, ...]
+    timesteps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that every level has its state."""
+        points = len(self.sigmas)
+        if len(self.timesteps) != points or self.states.shape[1] != points + 1:
+            raise ValueError(
+                f"{points} levels and {len(self.timesteps)} timesteps do not fit states "
+                f"{tuple(self.states.shape)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Whole videos as a teacher made them, section by section, stage by stage.
+
+    Attributes:
+        text: ``[B, L, D]`` embeddings of the captions.
+        sections: of each section its stages, coarsest first.
+    """
+
+    text: Tensor
+    sections: tuple[tuple[Leg, ...], ...]
+
+    def __len__(self) -> int:
+        """Videos in the batch."""
+        return len(self.text)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As files hold them: one row for each video."""
+        named = {
+            f"section{s}.stage{k}": leg.states
+            for s, legs in enumerate(self.sections)
+            for k, leg in enumerate(legs)
+        }
+        return {"text": self.text, **named}
+
+    def levels(self) -> list[list[dict[str, list[float]]]]:
+        """Levels and timesteps of every leg, ready for JSON."""
+        return [
+            [{"sigmas": list(leg.sigmas), "timesteps": list(leg.timesteps)} for leg in legs]
+            for legs in self.sections
+        ]
+
+    @classmethod
+    def restore(
+        cls,
+        tensors: Mapping[str, Tensor],
+        levels: list[list[dict[str, list[float]]]],
+    ) -> Trajectories:
+        """From what `tensors` and `levels` gave."""
+        sections = tuple(
+            tuple(
+                Leg(
+                    states=tensors[f"section{s}.stage{k}"],
+                    sigmas=tuple(level["sigmas"]),
+                    timesteps=tuple(int(t) for t in level["timesteps"]),
+                )
+                for k, level in enumerate(legs)
+            )
+            for s, legs in enumerate(levels)
+        )
+        return cls(text=tensors["text"], sections=sections)

@@ -15,6 +15,7 @@ from helios.cli.main import run
 from helios.errors import (
     CheckpointCorruptError,
     CheckpointError,
+    DataError,
     DivergedError,
     InputError,
     ResumableError,
@@ -38,6 +39,7 @@ from helios.errors import (
         (FileExistsError("x"), 6),
         (PermissionError(13, "denied", "f"), 6),
         (DivergedError("x"), 7),
+        (DataError("x"), 8),
         (ResumableError("x"), 75),
         (KeyboardInterrupt(), 130),
         (CommandError(143, "x"), 143),
