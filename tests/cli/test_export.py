@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +14,21 @@ from safetensors import safe_open
 import helios
 from helios.cli.export import parse_bytes
 from helios.cli.main import run
+from helios.model import LoraConfig, new_adapter, published_name, save_adapter
+from helios.pipeline import Pipeline
+
+PROMPT = "a red ball rolls on grass"
+
+
+def adapter_file(pipe: Pipeline, path: Path, seed: int = 0) -> Path:
+    """An adapter of the kind that training writes: every linear layer and the history patches."""
+    generator = torch.Generator().manual_seed(seed)
+    adapter = new_adapter(pipe.transformer, LoraConfig(rank=2), generator)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(adapter, path)
+    return path
 
 
 def dtypes(folder: Path) -> dict[str, set[str]]:
@@ -59,6 +75,47 @@ def test_shards_and_refusals(
     monkeypatch.setattr("helios.cli.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     assert run(["export", str(tiny_random), str(tmp_path / "b")]) == 6
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, -0.3)])
+def test_merged_adapters_are_the_model(
+    tiny_random: Path, tmp_path: Path, scales: tuple[float, ...]
+) -> None:
+    pipe = helios.load(tiny_random, device="cpu", dtype="float32")
+    fields = {"num_frames": 33, "seed": 3, "steps": 2}
+    plain = pipe(PROMPT, **fields).latents
+    options = []
+    for number, scale in enumerate(scales):
+        file = adapter_file(pipe, tmp_path / f"{number}.safetensors", seed=number)
+        options += ["--lora", f"{file}:{scale}"]
+        pipe.load_lora(file, str(number), scale)
+    running = pipe(PROMPT, **fields).latents
+    out = tmp_path / "merged"
+    assert run(["export", str(tiny_random), str(out), "--dtype", "float32", *options]) == 0
+    assert run(["checkpoint", "verify", str(out)]) == 0
+    merged = helios.load(out, device="cpu", dtype="float32")
+    assert merged.loras == {}
+    torch.testing.assert_close(merged(PROMPT, **fields).latents, running, rtol=1e-5, atol=1e-5)
+    assert (running - plain).abs().max() > 0.1
+    # The patches of history, which travel in the same file, are merged as well.
+    assert not torch.equal(
+        merged.transformer.patches.long.weight,
+        helios.load(tiny_random, device="cpu", dtype="float32").transformer.patches.long.weight,
+    )
+
+
+def test_diffusers_runs_what_was_merged(tiny_random: Path, tmp_path: Path) -> None:
+    pipe = helios.load(tiny_random, device="cpu", dtype="float32")
+    file = adapter_file(pipe, tmp_path / "style.safetensors")
+    out = tmp_path / "merged"
+    options = ["--dtype", "float32", "--lora", str(file)]
+    assert run(["export", str(tiny_random), str(out), *options]) == 0
+    theirs = diffusers.HeliosTransformer3DModel.from_pretrained(out / "transformer")
+    pipe.load_lora(file, "style")
+    pipe.merge_loras()
+    ours = pipe.transformer.state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs.state_dict()[published_name(name)], value)
 
 
 def test_sizes_in_words() -> None:

@@ -21,6 +21,7 @@ class Repository:
 
     Attributes:
         folder: the files.
+        name: ``owner/name``.
         commit: what ``main`` and the tag ``v1`` are.
         budget: send no more than this many bytes of large files in all, then only headers.
         damage: large files are sent with their last byte changed.
@@ -28,6 +29,7 @@ class Repository:
     """
 
     folder: Path
+    name: str = NAME
     commit: str = "c" * 40
     budget: int | None = None
     damage: bool = False
@@ -54,7 +56,13 @@ class Repository:
                 digest = self.digest(path)
                 entry["lfs"] = {"sha256": digest, "size": path.stat().st_size, "pointerSize": 134}
             siblings.append(entry)
-        return {"id": NAME, "modelId": NAME, "sha": self.commit, "siblings": siblings, "tags": []}
+        return {
+            "id": self.name,
+            "modelId": self.name,
+            "sha": self.commit,
+            "siblings": siblings,
+            "tags": [],
+        }
 
     def downloads(self) -> list[tuple[str, str | None]]:
         """Name and range of every file whose content was asked for."""
@@ -84,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         wanted = self.headers.get("Range")
         repo.requests.append((self.command, path, wanted))
-        api = re.fullmatch(rf"/api/models/{NAME}(?:/revision/(.+))?", path)
-        file = re.fullmatch(rf"/{NAME}/resolve/([^/]+)/(.+)", path)
+        api = re.fullmatch(rf"/api/models/{repo.name}(?:/revision/(.+))?", path)
+        file = re.fullmatch(rf"/{repo.name}/resolve/([^/]+)/(.+)", path)
         revision = (api or file) and (api or file)[1]
         if not (api or file):
             return self.refuse("RepoNotFound")

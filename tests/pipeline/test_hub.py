@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ import pytest
 
 import helios
 from helios.cli.main import run
+from helios.diffusion import Pyramid
 from helios.errors import CheckpointCorruptError, CheckpointError, UnsafeCheckpointError
+from helios.media import read_settings, read_video
 from helios.pipeline import HubId, Pipeline, inspect_model, save
 from helios.pipeline.hub import find_on_hub, needed_files
 
+from .published import random_parts, write_checkpoint
 from .stand_in_hub import NAME, Repository, handler_of
 
 SHARD = 20_000
@@ -36,25 +40,36 @@ def files(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+    folder = Path(shutil.copytree(files, tmp_path / "repository"))
+    with served(Repository(folder=folder), tmp_path / "cache", monkeypatch) as repository:
+        yield repository
+
+
+@contextmanager
+def served(
+    repository: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Repository]:
+    """The hub's library asks our server and keeps what it gets in ``cache``."""
     from huggingface_hub import constants
 
-    repository = Repository(folder=Path(shutil.copytree(files, tmp_path / "repository")))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(repository))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     # Real downloads keep whole blocks of 10 MB.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
     # The library waits a second between its own attempts.
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    yield repository
-    server.shutdown()
-    server.server_close()
+    try:
+        yield repository
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +176,36 @@ def test_unknown_models_and_revisions(hub: Repository) -> None:
     with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         inspect_model(NAME)
     assert run(["pull", "owner/none"]) == 4
+
+
+@pytest.mark.filterwarnings("ignore:this checkpoint was trained")
+def test_the_published_name_alone_gives_its_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "BestWishYsh/Helios-Distilled"
+    folder = write_checkpoint("distilled", tmp_path / "repository", random_parts(patched=True))
+    shutil.copytree(folder / "transformer", folder / "transformer_ode")
+    output = tmp_path / "out.mp4"
+    words = ["generate", "a red ball rolls", "--model", name, "-o", str(output)]
+    with served(Repository(folder=folder, name=name), tmp_path / "cache", monkeypatch) as hub:
+        defaults = inspect_model(name).defaults
+        # Only the size and the length are smaller than what the bare command makes.
+        assert run([*words, "--size", "64x64", "--num-frames", "34", "--device", "cpu"]) == 0
+        assert not any("transformer_ode" in part for part, _ in hub.downloads())
+    assert defaults.plan == Pyramid(steps=(2, 2, 2), solver="renoise", amplify=True)
+    assert (defaults.height, defaults.width, defaults.guidance) == (384, 640, None)
+    made = read_settings(output)
+    assert made["model"] == name
+    for key, value in {
+        "steps": [2, 2, 2],
+        "guidance_scale": 1.0,
+        "amplify_first_chunk": True,
+        "shift": "published",
+        "fps": 24,
+    }.items():
+        assert made[key] == value, key
+    assert len(read_video(output)[0]) == 34
+    assert "downloading transformer/" in capsys.readouterr().err
 
 
 def test_an_interrupted_download_goes_on_where_it_ended(
