@@ -234,7 +234,7 @@ class _Makers:
         if self._fast is None:
             self._fast = shared_transformer(self.subject)
             self._fast.set_attention_backend("_native_cudnn")
-            self._fast.compile_repeated_blocks()
+            self._fast.compile_repeated_blocks(dynamic=False)
         return DiffusersArm(
             f"diffusers compiled, cuDNN, {decoder}",
             self.subject,

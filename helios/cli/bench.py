@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +38,10 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Visits to every engine, in turn.")] = 2,
     forwards: Annotated[int, typer.Option(min=1, help="Forward passes timed alone.")] = 5,
     budget: Annotated[float, typer.Option(help="Begin nothing after so many seconds.")] = 3600.0,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave this engine out, such as eager; may be repeated."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Fewer blocks (random weights).")
@@ -76,6 +80,7 @@ def bench(
     makers: list[Callable[[], Arm]] = [*_own(subject)]
     if rival is not None:
         makers += rival.arms(subject)
+    makers = _without(makers, skip or ())
     result = run(subject, makers, config, lambda line: print(line, file=sys.stderr, flush=True))
     result["hardware"] = hardware(place)
     if against is not None:
@@ -85,6 +90,16 @@ def bench(
     if out is not None:
         write_json(out / "bench.json", result)
         (out / "bench.md").write_text(text, "utf-8")
+
+
+def _without(makers: list[Callable[[], Arm]], names: Sequence[str]) -> list[Callable[[], Arm]]:
+    """The makers whose names are not in ``names``."""
+    known = {maker.__name__: maker for maker in makers}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"skip must be one of {', '.join(known)}, got {name!r}")
+        del known[name]
+    return list(known.values())
 
 
 def _plan(text: str) -> tuple[int, ...]:
