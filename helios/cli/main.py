@@ -18,6 +18,7 @@ from helios.cli.evaluate import evaluate
 from helios.cli.export import export
 from helios.cli.generate import generate
 from helios.cli.plan import plan
+from helios.cli.precompute import precompute
 from helios.cli.pull import pull
 from helios.cli.train import train
 
@@ -59,6 +60,7 @@ app.command()(plan)
 app.command()(export)
 app.command()(bench)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(precompute, name="precompute")
 
 
 def main() -> None:
