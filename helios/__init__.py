@@ -9,6 +9,7 @@ Importing this costs nothing; PyTorch is loaded with the first name that needs i
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from helios.errors import (
@@ -21,6 +22,7 @@ from helios.errors import (
 )
 
 if TYPE_CHECKING:
+    from helios.history import DriftConfig
     from helios.pipeline import Chunk, GenerationConfig, Pipeline, Request, Video, load
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "DivergedError",
+    "DriftConfig",
     "GenerationConfig",
     "InputError",
     "Pipeline",
@@ -41,14 +44,21 @@ __all__ = [
     "load",
 ]
 
-_LAZY = frozenset({"Chunk", "GenerationConfig", "Pipeline", "Request", "Video", "load"})
+_ROOMS = {
+    "Chunk": "helios.pipeline",
+    "DriftConfig": "helios.history",
+    "GenerationConfig": "helios.pipeline",
+    "Pipeline": "helios.pipeline",
+    "Request": "helios.pipeline",
+    "Video": "helios.pipeline",
+    "load": "helios.pipeline",
+}
+"""Where the names come from that are loaded when they are first needed."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import helios.pipeline
-
-        return getattr(helios.pipeline, name)
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'helios' has no attribute {name!r}")
 
 

@@ -38,7 +38,13 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The MP4 file to write.")
     ] = DEFAULT_OUTPUT,
-    model: Annotated[str, typer.Option(help="tiny, or a folder in the published layout.")] = "tiny",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="tiny, a folder in the published layout, or a hub id such as "
+            "BestWishYsh/Helios-Distilled (downloaded once; see helios plan)."
+        ),
+    ] = "tiny",
     image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
     video: Annotated[Path | None, typer.Option(help="Continue this video.")] = None,
     negative_prompt: Annotated[

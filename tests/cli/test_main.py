@@ -115,6 +115,13 @@ def test_importing_helios_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_public_name_is_there() -> None:
+    for name in helios.__all__:
+        assert getattr(helios, name) is not None
+    settings = helios.DriftConfig(noise=0.2)
+    assert helios.Request(prompt="a ball", anti_drift=settings).anti_drift == settings
+
+
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = helios.nothing  # type: ignore[attr-defined]
