@@ -1,0 +1,366 @@
+// The page: parts are made and tied together here.
+
+import { $, announce, banner, memory, setIcon } from "./dom.js";
+import { get, download } from "./api.js";
+import { bytes, clock, plural, rate, wait } from "./format.js";
+import { Player } from "./player.js";
+import { Story } from "./story.js";
+import { Timeline } from "./timeline.js";
+import { Director } from "./director.js";
+import { Settings } from "./settings.js";
+import { Composer } from "./composer.js";
+import { Library } from "./library.js";
+import { cards } from "./examples.js";
+import { shortcuts } from "./keys.js";
+
+const story = new Story();
+const player = new Player($("video"));
+const director = new Director(story, player);
+const timeline = new Timeline(story, player);
+const settings = new Settings();
+const composer = new Composer(director, player, story, settings);
+const library = new Library();
+const narrow = matchMedia("(max-width: 1060px)");
+
+// ------------------------------------------------------------------------------------- wishes
+
+async function generate(prompt) {
+  timeline.choose(null);
+  banner("");
+  await director.start(settings.request(prompt));
+}
+
+composer.addEventListener("generate", ({ detail }) => generate(detail.prompt));
+composer.addEventListener("change", ({ detail }) => director.change(detail.prompt, settings.transition));
+composer.addEventListener("branch", ({ detail }) => branch(detail));
+composer.addEventListener("stop", () => director.stop());
+composer.addEventListener("extend", async ({ detail }) => {
+  if (detail.prompt) await director.change(detail.prompt, settings.transition);
+  await director.extend(settings.seconds);
+});
+
+function branch({ take, index, prompt }) {
+  timeline.choose(null);
+  const same = prompt === take.promptAt(index);
+  director.branch(take, index, { prompt: same ? null : prompt, seed: same ? newSeed() : null, transition: settings.transition });
+}
+
+function reroll(detail) {
+  if (!detail) return;
+  timeline.choose(null);
+  director.branch(detail.take, detail.index, { seed: newSeed() });
+}
+
+const newSeed = () => Math.floor(Math.random() * 2 ** 31);
+
+timeline.addEventListener("seek", async ({ detail }) => {
+  if (detail.take.owner(detail.index) !== story.current?.owner(detail.index)) await director.show(detail.take);
+  if (player.holds(detail.index)) player.seek(detail.index * player.chunkSeconds + 0.25 / player.fps);
+  else announce("That part is no longer in this page; download the video to see it.");
+});
+timeline.addEventListener("branch", ({ detail }) => composer.branchFrom(detail.take, detail.index));
+timeline.addEventListener("reroll", ({ detail }) => reroll(detail));
+timeline.addEventListener("keep", ({ detail }) => director.keep(detail.take, detail.index, `${detail.take.promptAt(detail.index)} (chunk ${detail.index + 1})`.slice(0, 128)));
+
+settings.addEventListener("loras", () => director.wear(settings.loras));
+settings.addEventListener("prompt", ({ detail }) => { composer.text = detail; });
+settings.addEventListener("start", () => {
+  $("attach").dataset.on = settings.start !== null;
+  if (settings.start && narrow.matches) drawer(true);
+});
+
+library.addEventListener("open", async ({ detail }) => {
+  view("studio");
+  timeline.choose(null);
+  composer.text = detail.prompts.at(-1) ?? "";
+  await director.resume(detail.id, { fresh: true, hold: true, entry: detail });
+});
+library.addEventListener("use", ({ detail }) => { view("studio"); settings.adopt(detail); $("prompt").focus(); });
+library.addEventListener("from", ({ detail }) => {
+  view("studio");
+  director.leave();
+  settings.from(detail.reference, detail.name, detail.thumbnail);
+  $("prompt").focus();
+});
+
+// --------------------------------------------------------------------------------------- stage
+
+function showPhase() {
+  const { phase } = director;
+  document.body.dataset.phase = phase;
+  $("welcome").hidden = phase !== "empty";
+  $("transport").hidden = phase === "empty" || player.end === 0;
+  $("video").hidden = phase === "empty";
+  curtain();
+  clocks();
+}
+
+/** What to look at while there is no picture. */
+function curtain() {
+  const { phase, place } = director;
+  const none = player.end === 0;
+  const starved = phase === "making" && !none && !player.paused && player.ready < 0.08;
+  let text = "";
+  if (phase === "queued") text = place === 1 ? "You are next. It starts as soon as the model is free." : `You are number ${place} in line.`;
+  else if (phase === "starting" && none) text = "Starting…";
+  else if (phase === "making" && none) text = "Making the first chunk…";
+  else if (starved) text = `Making chunk ${(story.current?.length ?? 0) + 1}`;
+  $("curtain").hidden = !text;
+  $("curtain").dataset.small = String(!none);
+  if (text && $("curtain-text").textContent !== text) $("curtain-text").textContent = text;
+  progress();
+}
+
+/** The ring fills while the next chunk is made, as far as its time is known. */
+function progress() {
+  const chunk = player.pace.chunkSeconds;
+  const known = director.phase === "making" && chunk !== null;
+  const part = known ? 1 - player.pace.until(performance.now() / 1000) / chunk : 0;
+  $("ring").dataset.known = String(known);
+  $("ring").style.setProperty("--part", Math.min(1, Math.max(0.02, part)).toFixed(3));
+}
+
+function pace() {
+  const making = director.phase === "making" && player.end > 0;
+  const speed = player.pace.rate(performance.now() / 1000, player.ready, making);
+  const starved = making && player.ready < 0.08;
+  $("badge").hidden = !making;
+  const slow = speed < 0.95;
+  $("badge").dataset.slow = slow;
+  $("badge").textContent = starved && slow ? "Catching up" : slow ? `Live at ${rate(speed * player.fps)} fps` : "Live";
+  $("pace").textContent = making && slow && !starved ? `Slowed to ${rate(speed)}× so that it never stops` : "";
+  const idle = player.paused || $("video").ended;
+  setIcon($("play"), idle ? "play" : "pause");
+  $("play").setAttribute("aria-label", idle ? "Play" : "Pause");
+  curtain();
+}
+
+function clocks() {
+  $("clock").textContent = clock(player.time);
+  const take = story.current;
+  const length = take ? take.seconds(player.fps) : 0;
+  const frames = take?.settings.num_frames;
+  const whole = frames ? frames / player.fps : null;
+  $("made").textContent = length ? `/ ${clock(length)}${director.busy && whole && whole > length + 0.05 ? ` made of ${clock(whole)}` : ""}` : "";
+}
+
+director.addEventListener("phase", showPhase);
+director.addEventListener("video", ({ detail }) => {
+  $("stage").style.setProperty("--aspect", `${detail.width} / ${detail.height}`);
+  showPhase();
+});
+director.addEventListener("arrived", showPhase);
+player.addEventListener("pace", pace);
+player.addEventListener("time", () => { clocks(); pace(); });
+player.addEventListener("failed", ({ detail }) => banner(`The player stopped: ${detail}. The video itself is not lost; it is in the library.`, { stay: true }));
+
+$("play").addEventListener("click", () => { player.toggle(); pace(); });
+$("video").addEventListener("click", () => { player.toggle(); pace(); });
+$("full").addEventListener("click", fullscreen);
+
+function fullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else $("stage").requestFullscreen?.().catch(() => {});
+}
+
+function step(by) {
+  const take = story.current;
+  if (!take?.length) return;
+  const now = Math.floor(player.time / player.chunkSeconds + 1e-3);
+  const index = Math.min(Math.max(now + by, 0), take.length - 1);
+  if (player.holds(index)) player.seek(index * player.chunkSeconds + 0.25 / player.fps);
+  timeline.choose(take, index);
+}
+
+// -------------------------------------------------------------------------------------- health
+
+function health() {
+  const { health: told } = director;
+  const take = story.current;
+  const own = player.pace.chunkSeconds;
+  const fps = told?.frames_per_second ?? (own ? (player.chunkSeconds * player.fps) / own : null);
+  const ratio = told?.real_time ?? (fps ? fps / player.fps : null);
+  const live = director.busy && take;
+  field("fps", live && fps ? `${rate(fps)} fps` : "–");
+  field("ratio", live && ratio ? `${rate(ratio)}×` : "–");
+  $("h-ratio").dataset.good = String(Boolean(live && ratio >= 1));
+  field("memory", told?.memory_bytes ? bytes(told.memory_bytes) : "–");
+  const place = director.place;
+  $("h-place").hidden = place === null && !(told?.sharing > 1);
+  field("place", place === null ? `shared by ${told?.sharing ?? 1}` : `${place}`);
+}
+
+function field(name, text) {
+  const node = $(`h-${name}`).querySelector("dd");
+  if (node.textContent !== text) node.textContent = text;
+}
+
+director.addEventListener("health", health);
+director.addEventListener("arrived", health);
+director.addEventListener("phase", health);
+
+/** Before a stage is open the server is asked over HTTP, rarely. */
+async function idle() {
+  if (director.phase !== "empty" || document.hidden) return;
+  try {
+    const status = await get("v1/status");
+    director.health = { ...status, memory_bytes: status.memory_bytes ?? status.workers?.[0]?.memory_bytes };
+    health();
+  } catch { /* the next wish will say it */ }
+}
+
+// -------------------------------------------------------------------------- problems, connection
+
+director.addEventListener("problem", ({ detail }) => {
+  banner(detail.message, { stay: Boolean(detail.fatal) });
+  if (detail.param === "prompt") { $("prompt").focus(); }
+});
+director.addEventListener("settings", ({ detail }) => {
+  const [first] = detail.warnings;
+  if (first) { banner(first, { kind: "hint" }); announce(first); }
+});
+director.addEventListener("connection", ({ detail }) => {
+  if (detail.state === "waiting") {
+    banner(`The connection is gone. Trying again in ${wait(detail.seconds)}; nothing is lost.`, { action: "Now", onaction: detail.now, stay: true });
+  } else if (detail.state === "open" && $("banner").dataset.kind === "problem") {
+    banner("");
+  }
+});
+
+// ------------------------------------------------------------------------------- files, dropping
+
+$("attach").addEventListener("click", () => (settings.start ? drawer(true) : $("file").click()));
+$("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) settings.take(file);
+});
+
+let inside = 0;
+const carries = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
+addEventListener("dragenter", (event) => { if (carries(event)) { inside += 1; $("drop").hidden = false; } });
+addEventListener("dragleave", (event) => { if (carries(event)) { inside -= 1; $("drop").hidden = inside > 0 ? false : true; } });
+addEventListener("dragover", (event) => { if (carries(event)) event.preventDefault(); });
+addEventListener("drop", (event) => {
+  if (!carries(event)) return;
+  event.preventDefault();
+  inside = 0;
+  $("drop").hidden = true;
+  view("studio");
+  settings.take(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData?.files ?? [];
+  if (file) { event.preventDefault(); settings.take(file); }
+});
+
+// ------------------------------------------------------------------------- views, theme, keyboard
+
+function view(name) {
+  if (document.body.dataset.view === name) return;
+  document.body.dataset.view = name;
+  $("studio").hidden = name !== "studio";
+  $("library").hidden = name !== "library";
+  for (const one of ["studio", "library"]) {
+    if (one === name) $(`go-${one}`).setAttribute("aria-current", "page");
+    else $(`go-${one}`).removeAttribute("aria-current");
+  }
+  if (name === "library") library.show(); else library.hide();
+}
+
+$("go-studio").addEventListener("click", () => view("studio"));
+$("go-library").addEventListener("click", () => view("library"));
+
+function drawer(open) {
+  document.body.dataset.drawer = open;
+  $("setup-open").setAttribute("aria-expanded", String(open));
+  $("setup").inert = narrow.matches && !open;
+  if (open) { if (narrow.matches) $("setup-close").focus(); else $("setup").querySelector("button, input")?.focus(); }
+}
+
+$("setup-open").addEventListener("click", () => drawer(document.body.dataset.drawer !== "true"));
+$("setup-close").addEventListener("click", () => { drawer(false); $("setup-open").focus(); });
+narrow.addEventListener("change", () => { document.body.dataset.drawer = "false"; $("setup").inert = narrow.matches; });
+$("setup").inert = narrow.matches;
+
+const THEMES = ["system", "light", "dark"];
+function theme(next) {
+  const root = document.documentElement;
+  if (next === "system") delete root.dataset.theme; else root.dataset.theme = next;
+  try { if (next === "system") localStorage.removeItem("helios.theme"); else localStorage.setItem("helios.theme", next); } catch { /* for this visit only */ }
+  $("theme").setAttribute("aria-label", `Theme: ${next === "system" ? "as the system" : next}`);
+  $("theme").title = $("theme").getAttribute("aria-label");
+}
+function nextTheme() {
+  const now = document.documentElement.dataset.theme ?? "system";
+  theme(THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]);
+  announce($("theme").getAttribute("aria-label"));
+}
+$("theme").addEventListener("click", nextTheme);
+theme(document.documentElement.dataset.theme ?? "system");
+$("help-open").addEventListener("click", () => $("help").showModal());
+
+const here = () => document.body.dataset.view === "studio";
+shortcuts({
+  write: () => { view("studio"); $("prompt").focus(); $("prompt").select(); },
+  toggle: () => { if (here()) { player.toggle(); pace(); } },
+  previous: () => { if (here()) step(-1); },
+  next: () => { if (here()) step(1); },
+  branch: () => { const at = timeline.target; if (here() && at) composer.branchFrom(at.take, at.index); },
+  reroll: () => { if (here()) reroll(timeline.target); },
+  extend: () => { if (here() && !$("extend").hidden) composer.extend(); },
+  stop: () => { if (director.busy) director.stop(); },
+  download: () => { const take = story.current; if (take?.length) download(`v1/sessions/${take.id}/content`, "helios.mp4").catch((error) => banner(error.message)); },
+  fresh: () => { view("studio"); fresh(); },
+  full: fullscreen,
+  settings: () => { view("studio"); drawer(document.body.dataset.drawer !== "true"); },
+  library: () => view(here() ? "library" : "studio"),
+  theme: nextTheme,
+  help: () => $("help").showModal(),
+  escape: (event) => {
+    if (document.body.dataset.drawer === "true") drawer(false);
+    else if (composer.cancelBranch()) $("prompt").focus();
+    else if (event.target.matches("input, textarea, select")) event.target.blur();
+    else timeline.choose(null);
+  },
+});
+
+function fresh() {
+  director.leave();
+  timeline.choose(null);
+  settings.clearStart();
+  $("prompt").focus();
+}
+
+// --------------------------------------------------------------------------------------- begin
+
+async function begin() {
+  if (!Player.supported) {
+    banner("This browser cannot play video while it is being made (MediaSource with H.264). Chrome, Edge, Firefox and Safari can.", { stay: true });
+  }
+  try {
+    await settings.load();
+  } catch (error) {
+    banner(`The server does not answer: ${error.message}`, { action: "Try again", onaction: begin, stay: true });
+    return;
+  }
+  $("examples").replaceChildren(...cards(settings.small, (text) => { composer.text = text; composer.send(); }));
+  if (settings.small) {
+    $("welcome-text").textContent = "This is the bundled small model: it knows bouncing balls, spinning cubes and their world, and runs on any computer. Choose a scene, or describe one and press Enter. It plays while it is being made, and you can change your mind on the way.";
+  }
+  if (!narrow.matches) $("prompt").focus({ preventScroll: true });
+  const last = memory.get("last");
+  if (last) {
+    const entry = await get(`v1/sessions/${last}`).catch(() => null);
+    if (!entry) { memory.set("last", null); return; }
+    const chunks = typeof entry.chunks === "number" ? entry.chunks : entry.chunks?.length ?? 0;
+    if (chunks > 0 && director.phase === "empty") {
+      banner(`Your last video is still here (${plural(chunks, "chunk")}).`, { kind: "hint", action: "Open it", stay: true,
+        onaction: () => { banner(""); director.resume(last, { fresh: true, hold: true, entry }); } });
+    }
+  }
+}
+
+setInterval(idle, 5000);
+showPhase();
+begin().then(idle);

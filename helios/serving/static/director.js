@@ -1,0 +1,389 @@
+// One live stage: turns wishes into messages, and messages into takes, pictures and announcements.
+
+import { Connection } from "./protocol.js";
+import { announce, memory } from "./dom.js";
+import { short } from "./format.js";
+
+/** Chunks made beyond the one that plays, when no end is set: near enough to change one's mind. */
+const AHEAD = 3;
+
+const REASONS = {
+  complete: "The video is complete.",
+  stopped: "Stopped. You can extend it or branch from any chunk.",
+  lifetime: "The server ended this session: it reached its longest time. It is kept in the library.",
+  worker: "The session ended with its worker. It is kept in the library.",
+};
+
+/**
+ * Events: "phase" (`detail`: empty, starting, queued, making, done), "settings" (a session told its
+ * settings), "problem" (`{message, code, param}`), "health" (the message), "note" (something about
+ * prompts changed), "connection" (`{state, seconds, now}`).
+ */
+export class Director extends EventTarget {
+  phase = "empty";
+  place = null;
+  health = null;
+  loras = [];
+  #connection = new Connection();
+  #story;
+  #player;
+  #chunkFrames = 33;
+  #fps = 24;
+  #asked = null;
+  #since = 0;
+  #lost = false;
+  #ahead = null;
+  #limited = false;
+  #resuming = null;
+  #failure = null;
+  #tries = 0;
+
+  constructor(story, player) {
+    super();
+    this.#story = story;
+    this.#player = player;
+    this.#connection.addEventListener("message", ({ detail }) => this.#hear(detail.message, detail.bytes));
+    this.#connection.addEventListener("state", ({ detail }) => this.#state(detail));
+    player.addEventListener("chunk", ({ detail }) => this.#played(detail));
+  }
+
+  get take() { return this.#story.current; }
+  get busy() { return this.phase === "starting" || this.phase === "queued" || this.phase === "making"; }
+  get fps() { return this.#fps; }
+  get chunkFrames() { return this.#chunkFrames; }
+  get waitingSince() { return this.#since; }
+
+  /** Begin a new video. */
+  async start(request) {
+    this.#story.clear();
+    this.#player.reset();
+    this.#player.play();
+    this.#ahead = request.num_frames || request.seconds ? null : AHEAD;
+    this.#asked = { prompt: request.prompt };
+    this.#resuming = null;
+    this.loras = request.loras ?? [];
+    this.#to("starting");
+    await this.#say(this.#bounded({ type: "session.start", ...request }));
+  }
+
+  /** Open a session of the library, or another take of this story. */
+  async resume(id, { have = 0, chunk = null, fresh = false, hold = false, entry = null } = {}) {
+    if (fresh) {
+      this.#story.clear();
+      this.#player.reset();
+      this.#ahead = AHEAD;
+    }
+    this.#player.play();
+    this.#resuming = { id, hold };
+    const known = this.#story.takes.get(id);
+    this.#story.open(known ? { id } : { id, settings: entry?.settings ?? {} });
+    this.#to("starting");
+    const message = { type: "session.resume", session: id, have };
+    if (chunk !== null) message.chunk = chunk;
+    // To look at it only: nothing new is made before the wish to stop arrives.
+    await this.#say(hold ? this.#bounded(message, 1) : this.#bounded(message));
+  }
+
+  /** A message with the limit on what is made beyond the chunk that plays. */
+  #bounded(message, ahead = this.#ahead) {
+    this.#limited = ahead !== null;
+    return this.#limited ? { ...message, ahead } : message;
+  }
+
+  /** Change the scene from the next chunk on. */
+  change(prompt, transition) {
+    return this.#say({ type: "session.prompt", prompt, transition_chunks: transition });
+  }
+
+  wear(loras) {
+    this.loras = loras;
+    if (this.busy) this.#say({ type: "session.lora", loras });
+  }
+
+  branch(take, chunk, { prompt = null, seed = null, transition = 0 } = {}) {
+    const message = { type: "session.branch", chunk, transition_chunks: transition };
+    if (prompt !== null) message.prompt = prompt;
+    if (seed !== null) message.seed = seed;
+    this.#asked = { prompt, chunk };
+    return this.#on(take, message);
+  }
+
+  extend(seconds) {
+    if (seconds === null) this.#ahead = AHEAD;
+    this.#player.play();
+    return this.#say(seconds === null ? { type: "session.extend" } : { type: "session.extend", seconds });
+  }
+
+  keep(take, chunk, name) { return this.#on(take, { type: "session.save", chunk, name }); }
+
+  stop() { return this.#say({ type: "session.stop" }); }
+
+  /** Watch another take of the same story; chunks that both share are not sent again. */
+  show(take) {
+    if (take === this.take) return Promise.resolve();
+    const have = Math.min(this.#story.shared(take, this.take), take.length);
+    let here = 0;
+    while (here < have && this.#player.holds(here)) here += 1;
+    return this.resume(take.id, { have: here === have ? have : 0, hold: take.done !== null });
+  }
+
+  /** Leave what is on the stage; it stays in the library. */
+  leave() {
+    this.#connection.close();
+    this.#story.clear();
+    this.#player.reset();
+    memory.set("last", null);
+    this.#to("empty");
+  }
+
+  async #on(take, message) {
+    if (take !== this.take) await this.show(take);
+    return this.#say(message);
+  }
+
+  async #say(message) {
+    try {
+      await this.#connection.connect();
+    } catch (error) {
+      this.#to(this.take?.length ? "done" : "empty");
+      this.#tell("problem", { message: `The server cannot be reached: ${error.message}.`, code: "unreachable" });
+      return null;
+    }
+    return this.#connection.send(message);
+  }
+
+  #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
+
+  #to(phase) {
+    if (phase !== this.phase && (phase === "starting" || phase === "making")) this.#since = performance.now() / 1000;
+    this.phase = phase;
+    if (phase !== "queued") this.place = null;
+    this.#player.expect(this.busy);
+    this.#tell("phase", phase);
+  }
+
+  #played(chunk) {
+    if (this.#limited && this.busy && this.#connection.open) {
+      this.#connection.send({ type: "session.played", chunk });
+    }
+    this.#tell("note");
+  }
+
+  // ------------------------------------------------------------------------------ messages
+
+  #hear(message, bytes) {
+    const take = message.session ? this.#story.takes.get(message.session) : this.take;
+    switch (message.type) {
+      case "session.queued": this.#queued(message); break;
+      case "session.created": this.#created(message); break;
+      case "session.branched": this.#branched(message); break;
+      case "session.extended": this.#extended(message); break;
+      case "video.start": this.#videoStart(message, bytes); break;
+      case "video.chunk": this.#videoChunk(take, message, bytes); break;
+      case "prompt.queued": this.#promptQueued(message); break;
+      case "prompt.applied": this.#promptApplied(message); break;
+      case "prompt.superseded": this.#superseded(message); break;
+      case "session.loras": this.loras = message.loras; this.#tell("note"); break;
+      case "session.saved": this.#tell("saved", message); announce("Kept in the library"); break;
+      case "session.done": this.#done(take, message); break;
+      case "health": this.#heard(message); break;
+      case "server.draining":
+        this.#tell("problem", { message: "The server is going down; this session is kept and can be taken up again.", code: "draining" });
+        break;
+      case "error": this.#error(message); break;
+      default: break;
+    }
+  }
+
+  #queued(message) {
+    this.#remember(message.session);
+    if (this.place !== message.place) announce(`In line, place ${message.place} of ${message.waiting}`);
+    this.place = message.place;
+    this.#to("queued");
+    this.place = message.place;
+    this.#tell("phase", "queued");
+  }
+
+  #created(message) {
+    this.#remember(message.session);
+    this.#chunkFrames = message.chunk_frames ?? this.#chunkFrames;
+    const settings = message.settings ?? {};
+    const prompt = settings.prompt ?? this.#asked?.prompt;
+    const prompts = prompt ? track(prompt) : [];
+    const take = this.#story.open({ id: message.session, settings, prompts });
+    if (!take.prompts.length) take.prompts = prompts;
+    take.seed = settings.seed ?? take.seed;
+    take.done = null;
+    this.#asked = null;
+    this.#failure = null;
+    this.#to("making");
+    this.#tell("settings", { take, warnings: message.warnings ?? [] });
+    if (this.#resuming?.hold) this.stop();
+  }
+
+  #branched(message) {
+    const parent = this.#story.takes.get(message.parent) ?? null;
+    const settings = { ...(parent?.settings ?? {}) };
+    if (message.seed !== undefined && message.seed !== null) settings.seed = message.seed;
+    const kept = (parent?.prompts ?? []).filter((change) => change.applied && change.chunk < message.chunk);
+    if (this.#asked?.prompt) kept.push({ chunk: message.chunk, text: this.#asked.prompt, applied: true });
+    this.#asked = null;
+    const take = this.#story.open({ id: message.session, parent, from: message.chunk, settings, prompts: kept });
+    this.#remember(message.session);
+    this.#player.play();
+    this.#to("making");
+    this.#tell("settings", { take, warnings: [] });
+    announce(`Branched from chunk ${message.chunk + 1}`);
+  }
+
+  #extended(message) {
+    const take = this.take;
+    if (!take) return;
+    take.done = null;
+    take.settings = { ...take.settings, num_frames: message.num_frames ?? null };
+    if (message.num_frames) this.#ahead = null;
+    this.#player.pace.restart(performance.now() / 1000);
+    this.#to("making");
+    announce(`Goes on with chunk ${message.chunk + 1}`);
+  }
+
+  #videoStart(message, bytes) {
+    const take = this.#story.takes.get(message.session) ?? this.take;
+    this.#fps = message.fps;
+    if (take) this.#story.cut(take, message.first_chunk);
+    this.#player.begin({
+      mime: message.mime, fps: message.fps, firstChunk: message.first_chunk, chunkFrames: this.#chunkFrames,
+    }, bytes);
+    this.#player.pace.restart(performance.now() / 1000);
+    this.#tell("video", message);
+  }
+
+  #videoChunk(take, message, bytes) {
+    if (!take || take !== this.take) return;
+    const thumbnail = message.thumbnail;
+    this.#story.add(take, { index: message.chunk, start: message.start_frame, frames: message.frames,
+      prompt: typeof message.prompt === "string" ? message.prompt : take.promptAt(message.chunk),
+      thumbnail: typeof thumbnail === "string" && thumbnail.startsWith("data:image/") ? thumbnail : null });
+    if (!message.replayed) {
+      const measured = message.timings?.made ?? message.timings?.total ?? null;
+      const held = this.#ahead !== null && this.#player.ready > (this.#ahead - 1) * this.#player.chunkSeconds;
+      this.#player.pace.arrive(performance.now() / 1000, measured, held);
+    }
+    this.#player.append(bytes);
+    if (this.phase !== "making" && this.phase !== "done") this.#to("making");
+    if (!message.replayed) this.#tries = 0;
+    this.#tell("arrived", message);
+  }
+
+  #promptQueued(message) {
+    const take = this.take;
+    if (!take) return;
+    take.prompts = take.prompts.filter((change) => change.applied);
+    take.prompts.push({ chunk: message.chunk, text: message.prompt, applied: false });
+    this.#story.changed();
+    this.#tell("note");
+    announce(`Change accepted: lands in chunk ${message.chunk + 1}`);
+  }
+
+  #promptApplied(message) {
+    const take = this.take;
+    if (!take) return;
+    take.prompts = take.prompts.filter((change) => change.applied && change.chunk < message.chunk);
+    take.prompts.push({ chunk: message.chunk, text: message.prompt, applied: true,
+      transition: message.transition_chunks });
+    this.#story.changed();
+    this.#tell("note");
+    announce(`Chunk ${message.chunk + 1} now shows: ${short(message.prompt, 80)}`);
+  }
+
+  #superseded(message) {
+    const take = this.take;
+    if (!take) return;
+    take.prompts = take.prompts.filter((change) => change.applied || change.text !== message.prompt);
+    this.#story.changed();
+    this.#tell("note");
+  }
+
+  #done(take, message) {
+    if (!take) {
+      this.#to(this.take?.length ? "done" : "empty");
+      return;
+    }
+    if (message.reason === "worker" && this.#recover(take)) return;
+    take.done = message.reason;
+    this.#resuming = null;
+    if (take === this.take) {
+      this.#to("done");
+      announce(REASONS[message.reason] ?? "The video ended.");
+      if (message.reason === "lifetime" || message.reason === "worker") {
+        this.#tell("problem", { message: REASONS[message.reason], code: message.reason });
+      }
+    }
+  }
+
+  /** After a crash the session goes on from its last state, if it was not the session's own fault. */
+  #recover(take) {
+    if (take !== this.take || this.#tries >= 3 || !["worker_crashed", "timeout"].includes(this.#failure)) return false;
+    this.#tries += 1;
+    this.#to("starting");
+    setTimeout(() => this.#again(), 1000 * this.#tries);
+    return true;
+  }
+
+  #heard(message) {
+    this.health = message;
+    if (message.kept && this.take) this.take.kept = message.kept;
+    this.#tell("health", message);
+  }
+
+  #error(message) {
+    const { code, message: text, param } = message.error;
+    if (code === "rate_limited") return;
+    this.#failure = code;
+    if (this.#resuming && ["session_active", "not_ready", "queue_full"].includes(code) && this.#tries < 10) {
+      // The server has not noticed yet that the other end of the old connection is gone.
+      this.#tries += 1;
+      setTimeout(() => this.#again(), 1000);
+      return;
+    }
+    this.#tell("problem", { message: text, code, param, fatal: message.fatal });
+    announce(text, true);
+    const nothing = code === "no_session" || code === "session_not_found";
+    if (this.phase === "starting" && !message.fatal) {
+      if (nothing) this.leave();
+      else this.#to(this.take?.length ? "done" : "empty");
+    }
+  }
+
+  // ---------------------------------------------------------------------------- connection
+
+  #remember(id) { memory.set("last", id); }
+
+  #state(detail) {
+    if (detail.state === "open") {
+      if (this.#lost) { this.#lost = false; announce("Connected again"); }
+    } else if (detail.state === "lost" && this.phase !== "empty") {
+      this.#lost = true;
+      // A finished video needs no connection; the next wish opens one.
+      if (this.busy) {
+        announce("Connection lost. It comes back by itself; what was made is kept.", true);
+        this.#connection.reconnect(() => this.#again());
+      }
+    }
+    this.#tell("connection", detail);
+  }
+
+  /** After the connection came back: go on where it broke off. */
+  #again() {
+    const take = this.take;
+    if (!take) return;
+    this.#resuming ??= { id: take.id, hold: false };
+    this.#say(this.#bounded({ type: "session.resume", session: take.id, have: take.length }));
+  }
+}
+
+/** A prompt, or a list of `[chunk, text]`, as changes. */
+function track(prompt) {
+  if (typeof prompt === "string") return [{ chunk: 0, text: prompt, applied: true }];
+  return prompt.map(([chunk, text]) => ({ chunk, text, applied: true }));
+}

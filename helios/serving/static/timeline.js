@@ -1,0 +1,229 @@
+// The tree of takes as lanes of tiles: a thumbnail per chunk under a ribbon of prompts.
+
+import { el, $, button, announce } from "./dom.js";
+import { clock, plural, short } from "./format.js";
+import { PICTURES } from "./story.js";
+
+/**
+ * Events: "seek" (`{take, index}`), "branch", "reroll", "keep" (the same).
+ */
+export class Timeline extends EventTarget {
+  #story;
+  #player;
+  #tiles = new Map();
+  #chosen = null;
+  #drawn = false;
+  #follow = true;
+
+  constructor(story, player) {
+    super();
+    this.#story = story;
+    this.#player = player;
+    story.addEventListener("change", () => this.#soon());
+    player.addEventListener("chunk", () => this.#mark());
+    player.addEventListener("time", () => this.#head());
+    $("lanes").addEventListener("keydown", (event) => this.#keys(event));
+    this.#acts();
+  }
+
+  /** The chunk that a shortcut is about: the chosen one, or the one that plays. */
+  get target() {
+    if (this.#chosen && this.#story.takes.get(this.#chosen.take.id) === this.#chosen.take) return this.#chosen;
+    const take = this.#story.current;
+    if (!take?.length) return null;
+    const index = Math.min(Math.floor(this.#player.time / this.#player.chunkSeconds + 1e-3), take.length - 1);
+    return { take, index };
+  }
+
+  choose(take, index, focus = false) {
+    this.#chosen = take && index < take.length ? { take, index } : null;
+    this.#mark();
+    if (focus && this.#chosen) this.#tile(take, index)?.focus();
+  }
+
+  #tile(take, index) { return this.#tiles.get(`${take.owner(index).id} ${index}`); }
+
+  #soon() {
+    if (this.#drawn) return;
+    this.#drawn = true;
+    requestAnimationFrame(() => { this.#drawn = false; this.#draw(); });
+  }
+
+  #draw() {
+    const takes = [...this.#story.takes.values()];
+    $("strip").hidden = takes.every((take) => take.length === 0 && !take.pending);
+    const focused = document.activeElement?.dataset?.tile;
+    const lanes = takes.map((take) => this.#lane(take, takes.length > 1));
+    const keep = new Set(takes.flatMap((take) => take.chunks.slice(this.#first(take) - take.from).map((chunk) => `${take.id} ${chunk.index}`)));
+    for (const name of this.#tiles.keys()) if (!keep.has(name)) this.#tiles.delete(name);
+    $("lanes").replaceChildren(...lanes, el("span", { id: "head", class: "head", "aria-hidden": "true" }));
+    $("lanes").dataset.many = takes.length > 1;
+    if (focused) this.#tiles.get(focused)?.focus({ preventScroll: true });
+    this.#mark();
+  }
+
+  #lane(take, many) {
+    const current = take === this.#story.current;
+    const first = this.#first(take);
+    const lane = el("div", { class: "lane", dataset: { current, from: take.from },
+      role: "group", "aria-label": this.#laneName(take) });
+    lane.style.setProperty("--from", many ? first : 0);
+    if (many && take.parent) lane.append(el("span", { class: "joint", "aria-hidden": "true" }));
+    lane.append(this.#ribbon(take, first), el("div", { class: "tiles" },
+      take.chunks.slice(first - take.from).map((chunk) => this.#build(take, chunk)),
+      current && take.done === null ? [el("span", { class: "coming", "aria-hidden": "true" })] : []));
+    return lane;
+  }
+
+  #laneName(take) {
+    const kind = take.parent ? `Branch from chunk ${take.from + 1}` : "First take";
+    return `${kind}, ${plural(take.chunks.length, "chunk")}${take === this.#story.current ? ", current" : ""}`;
+  }
+
+  /** The first chunk that has a tile: very long takes show their newest part. */
+  #first(take) { return Math.max(take.from, take.length - PICTURES); }
+
+  #ribbon(take, first) {
+    const runs = [];
+    for (let index = first; index < take.length; index += 1) {
+      const text = take.promptAt(index);
+      const last = runs.at(-1);
+      if (last && last.text === text) last.count += 1;
+      else runs.push({ text, start: index, count: 1 });
+    }
+    const pending = take.pending;
+    if (pending) runs.push({ text: pending.text, start: Math.max(pending.chunk, take.length), count: 2, pending: true });
+    return el("div", { class: "ribbon" }, runs.map((run) => {
+      const piece = el("span", { class: `run hue-${this.#story.hue(run.text)}`, dataset: { pending: Boolean(run.pending) },
+        title: run.text }, el("span", {}, run.text));
+      piece.style.gridColumn = `${run.start - first + 1} / span ${run.count}`;
+      return piece;
+    }));
+  }
+
+  /** The tile of a chunk; made once, so that pictures and focus stay. */
+  #build(take, chunk) {
+    const name = `${take.id} ${chunk.index}`;
+    let tile = this.#tiles.get(name);
+    if (!tile || tile.chunk !== chunk) {
+      tile = el("button", { type: "button", class: "tile", tabIndex: -1, dataset: { tile: name },
+        "aria-label": `Chunk ${chunk.index + 1}, ${clock(chunk.start / this.#player.fps)}: ${short(chunk.prompt ?? "", 80)}`,
+        onclick: () => this.#pick(take, chunk.index) },
+      chunk.thumbnail ? el("img", { src: chunk.thumbnail, alt: "", draggable: false }) : null,
+      el("span", { class: "number" }, String(chunk.index + 1)));
+      tile.chunk = chunk;
+      this.#tiles.set(name, tile);
+    }
+    return tile;
+  }
+
+  #pick(take, index) {
+    this.choose(take, index);
+    this.#say("seek");
+  }
+
+  #mark() {
+    const target = this.#chosen;
+    const current = this.#story.current;
+    const playing = current ? Math.floor(this.#player.time / this.#player.chunkSeconds + 1e-3) : -1;
+    const on = current && playing < current.length ? this.#tile(current, playing) : null;
+    const chosen = target ? this.#tile(target.take, target.index) : null;
+    const path = current ? new Set(Array.from({ length: current.length }, (_, i) => this.#tile(current, i))) : new Set();
+    const stop = chosen ?? on ?? this.#tiles.values().next().value;
+    for (const tile of this.#tiles.values()) {
+      tile.dataset.playing = tile === on;
+      tile.dataset.path = path.has(tile);
+      tile.setAttribute("aria-pressed", String(tile === chosen));
+      tile.tabIndex = tile === stop ? 0 : -1;
+      if (tile === on) tile.setAttribute("aria-current", "true");
+      else tile.removeAttribute("aria-current");
+    }
+    if (on && this.#follow && !$("lanes").contains(document.activeElement)) this.#reveal(on);
+    this.#acts();
+    this.#head();
+  }
+
+  #reveal(tile) {
+    const box = $("lanes");
+    const left = tile.offsetLeft - box.clientWidth * 0.6;
+    if (Math.abs(box.scrollLeft - left) > tile.offsetWidth) {
+      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      box.scrollTo({ left, behavior: calm ? "auto" : "smooth" });
+    }
+  }
+
+  /** Move the playhead. */
+  #head() {
+    const head = $("head");
+    const take = this.#story.current;
+    if (!head || !take?.length) return;
+    const at = this.#player.time / this.#player.chunkSeconds;
+    const index = Math.min(Math.floor(at + 1e-3), take.length - 1);
+    const tile = this.#tile(take, index);
+    if (!tile) return;
+    const part = Math.min(Math.max(at - index, 0), 1);
+    head.style.transform = `translate(${tile.offsetLeft + part * tile.offsetWidth}px, ${tile.offsetTop}px)`;
+    head.style.height = `${tile.offsetHeight}px`;
+  }
+
+  #acts() {
+    const chosen = this.#chosen;
+    const box = $("acts");
+    const name = chosen ? `${chosen.take.id} ${chosen.index} ${this.#branchable(chosen)}` : "none";
+    if (box.dataset.name === name) return;
+    box.dataset.name = name;
+    if (!chosen) {
+      box.replaceChildren(el("p", { class: "dim" }, "Choose a chunk to go back to it, branch from it or make it again."));
+      return;
+    }
+    const can = this.#branchable(chosen);
+    const why = can ? undefined : "Too far back: the server no longer keeps this point";
+    box.replaceChildren(
+      el("p", { class: "dim" }, `Chunk ${chosen.index + 1}`),
+      button("branch", "Branch", () => this.#say("branch"), { "aria-keyshortcuts": "b", disabled: !can, title: why ?? "Go on differently from here (B)" }),
+      button("dice", "Re-roll", () => this.#say("reroll"), { "aria-keyshortcuts": "r", disabled: !can, title: why ?? "Make this and what follows again with another seed (R)" }),
+      button("pin", "Keep", () => this.#say("keep"), { disabled: !can, title: why ?? "Keep this point on disk" }),
+    );
+  }
+
+  #branchable({ take, index }) { return !take.kept || (index >= take.kept[0] && index <= take.kept[1]); }
+
+  #say(kind) {
+    if (this.#chosen) this.dispatchEvent(new CustomEvent(kind, { detail: this.#chosen }));
+  }
+
+  #keys(event) {
+    const name = event.target.dataset?.tile;
+    if (!name) return;
+    const [id, number] = name.split(" ");
+    const take = this.#story.takes.get(id);
+    const index = Number(number);
+    const takes = [...this.#story.takes.values()];
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const jump = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    let next = null;
+    if (step) next = this.#neighbour(take, index + step);
+    else if (event.key === "Home") next = this.#neighbour(this.#story.current, 0);
+    else if (event.key === "End") next = this.#neighbour(this.#story.current, this.#story.current.length - 1);
+    else if (jump) {
+      for (let i = takes.indexOf(take) + jump; i >= 0 && i < takes.length && !next; i += jump) {
+        if (takes[i].chunks.length) {
+          next = this.#neighbour(takes[i], Math.min(Math.max(index, takes[i].from), takes[i].length - 1));
+        }
+      }
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (!next) return;
+    this.choose(next.take, next.index, true);
+    announce(`Chunk ${next.index + 1}`);
+  }
+
+  /** A chunk as a pair, on the current path where it belongs to it. */
+  #neighbour(take, index) {
+    if (index < 0 || index >= take.length) return null;
+    const current = this.#story.current;
+    const along = current && index < current.length && current.owner(index) === take.owner(index) ? current : take;
+    return { take: along, index };
+  }
+}
