@@ -1,16 +1,58 @@
 """The few operations that decide the speed, each with its formula and its plain form."""
 
-from helios.kernels.attention import attention
-from helios.kernels.norm import gated_add, layer_norm, modulated_norm, rms_norm
-from helios.kernels.rope import apply_rope
+from helios.kernels.attention import (
+    Backend,
+    Heads8,
+    attention,
+    attention_e4m3,
+    choose,
+    quantise_heads,
+)
+from helios.kernels.dispatch import Machine, machine_of, plain, simulated
+from helios.kernels.gelu import gelu
+from helios.kernels.linear import linear, linear_gelu, product_error, side_by_side
+from helios.kernels.norm import (
+    gated_add,
+    gated_add_layer_norm,
+    gated_add_modulated_norm,
+    layer_norm,
+    modulated_norm,
+    rms_norm,
+    text_add_modulated_norm,
+)
+from helios.kernels.rope import apply_rope, bound_factor, norm_rope, norm_rope_e4m3
+from helios.kernels.scaled import Rows, Scaled, quantise_rows
 from helios.kernels.varlen import varlen_attention
 
 __all__ = [
+    "Backend",
+    "Heads8",
+    "Machine",
+    "Rows",
+    "Scaled",
     "apply_rope",
     "attention",
+    "attention_e4m3",
+    "bound_factor",
+    "choose",
     "gated_add",
+    "gated_add_layer_norm",
+    "gated_add_modulated_norm",
+    "gelu",
     "layer_norm",
+    "linear",
+    "linear_gelu",
+    "machine_of",
     "modulated_norm",
+    "norm_rope",
+    "norm_rope_e4m3",
+    "plain",
+    "product_error",
+    "quantise_heads",
+    "quantise_rows",
     "rms_norm",
+    "side_by_side",
+    "simulated",
+    "text_add_modulated_norm",
     "varlen_attention",
 ]

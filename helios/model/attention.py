@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from helios.kernels import apply_rope, attention, rms_norm
+from helios.kernels import (
+    Heads8,
+    Rows,
+    Scaled,
+    attention,
+    attention_e4m3,
+    bound_factor,
+    linear,
+    norm_rope,
+    norm_rope_e4m3,
+    quantise_heads,
+    rms_norm,
+    side_by_side,
+)
 from helios.model.config import TransformerConfig
+from helios.model.fp8 import Fp8Linear
 
-__all__ = ["CrossAttention", "Rotation", "SelfAttention"]
+__all__ = ["CrossAttention", "KeyValue", "Rotation", "SelfAttention", "lay_side_by_side"]
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of every token, ``[L, head_dim / 2]`` each."""
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of a text in one block, ``[B, M, H, d]`` each."""
+
+Projection = nn.Linear | Fp8Linear
 
 
 class HeadsNorm(nn.Module):
@@ -34,12 +55,17 @@ class _Projections(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query: Projection = nn.Linear(width, width)
+        self.key: Projection = nn.Linear(width, width)
+        self.value: Projection = nn.Linear(width, width)
+        self.out: Projection = nn.Linear(width, width)
         self.query_norm = HeadsNorm(width, config.eps)
         self.key_norm = HeadsNorm(width, config.eps)
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the query is projected in e4m3, and so the input wanted in it."""
+        return isinstance(self.query, Fp8Linear)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """``[B, L, H * d]`` to ``[B, L, H, d]``."""
@@ -52,43 +78,154 @@ class SelfAttention(_Projections):
     With ``restrict_self_attn`` history looks at history only; else everything at everything.
     With ``is_amplify_history`` history keys are scaled by ``exp(history_gain)``, which starts at
     1; the published parameter is another function of the same factor (see weights.py).
+
+    Attributes:
+        e4m3_from: tokens from which queries, keys and values are multiplied in e4m3; none: never.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.restricted = config.restrict_self_attn
+        self.e4m3_from: int | None = None
         self.history_gain: nn.Parameter | None = None
         if config.is_amplify_history:
             factors = 1 if config.history_scale_mode == "scalar" else self.heads
             self.history_gain = nn.Parameter(torch.zeros(factors))
 
-    def forward(self, x: Tensor, rotation: Rotation, split: int) -> Tensor:
-        """``[B, L, D]`` to the same shape; the first ``split`` tokens are history."""
-        return self.out(self.mix(*self.project(x, rotation), split).flatten(2))
+    def forward(
+        self, x: Rows, rotation: Rotation, split: int, *, keep_history: bool = True
+    ) -> Tensor:
+        """``[B, L, D]`` to the same shape; the first ``split`` tokens are history.
 
-    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, of ``[B, L, D]`` tokens: ``[B, L, H, d]`` each."""
-        query = apply_rope(self.split_heads(self.query_norm(self.query(x))), *rotation)
-        key = apply_rope(self.split_heads(self.key_norm(self.key(x))), *rotation)
-        return query, key, self.split_heads(self.value(x))
+        Without ``keep_history`` history is looked at but does not look: ``[B, L - split, D]``.
+        """
+        first = 0 if keep_history else split
+        tokens = x.shape[1]
+        if self.e4m3_from is not None and tokens >= self.e4m3_from and self._can_mix_e4m3():
+            mixed = self._mix_e4m3(x, rotation, first)
+        else:
+            mixed = self.mix(*self.project(x, rotation, first), split, keep_history=keep_history)
+        return self.out(mixed.flatten(2))
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, split: int) -> Tensor:
-        """What every token takes from the others of its sequence, ``[B, L, H, d]``."""
+    def project(self, x: Rows, rotation: Rotation, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of ``[B, L, D]`` tokens: ``[B, L, H, d]`` each.
+
+        Queries only of the tokens from ``first`` on.
+        """
+        query, key, value = self._products(x, first)
+        late = (rotation[0][..., first:, :], rotation[1][..., first:, :])
+        query = norm_rope(query, self.query_norm.weight, *late, self.query_norm.eps)
+        key = norm_rope(key, self.key_norm.weight, *rotation, self.key_norm.eps)
+        return query, key, self.split_heads(value)
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, split: int, *, keep_history: bool = True
+    ) -> Tensor:
+        """What every token takes from the others of its sequence, ``[B, L, H, d]``.
+
+        Without ``keep_history`` the queries are those of the noisy tokens alone.
+        """
         if self.history_gain is not None:
             # The gain is float32 and would widen the keys beyond what attention accepts.
             louder = key[:, :split] * self.history_gain.float().exp()[:, None]
             key = torch.cat((louder.to(key.dtype), key[:, split:]), dim=1)
-        if self.restricted:
+        if self.restricted and keep_history:
             past = attention(query[:, :split], key[:, :split], value[:, :split])
             return torch.cat((past, attention(query[:, split:], key, value)), dim=1)
         return attention(query, key, value)
+
+    def _products(self, x: Rows, first: int) -> list[Tensor]:
+        """Queries of the tokens from ``first`` on, keys and values of all, ``[B, L, D]`` each."""
+        if first == 0:
+            return project(x, (self.query, self.key, self.value))
+        late = x.tokens(first) if isinstance(x, Scaled) else x[:, first:]
+        return [*project(late, (self.query,)), *project(x, (self.key, self.value))]
+
+    def _can_mix_e4m3(self) -> bool:
+        simple = self.history_gain is None and not self.restricted
+        return simple and not torch.is_grad_enabled()
+
+    def _mix_e4m3(self, x: Rows, rotation: Rotation, first: int) -> Tensor:
+        """`project` and `mix` with queries, keys and values in e4m3."""
+        query, key, value = self._products(x, first)
+        late = (rotation[0][..., first:, :], rotation[1][..., first:, :])
+        queries = self._turn_e4m3(query, self.query_norm, late)
+        keys = self._turn_e4m3(key, self.key_norm, rotation)
+        values = quantise_heads(self.split_heads(value))
+        return attention_e4m3(queries, keys, values).to(value.dtype)
+
+    def _turn_e4m3(self, x: Tensor, norm: HeadsNorm, tables: Rotation) -> Heads8:
+        factor = bound_factor(norm.weight, self.heads)
+        turned = norm_rope_e4m3(x, norm.weight, *tables, norm.eps, factor)
+        return turned, factor.reciprocal().expand(len(x), -1)
 
 
 class CrossAttention(_Projections):
     """Attention from tokens to the text (section 3.2, steps 12 and 13)."""
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """``[B, N, D]`` tokens and ``[B, M, D]`` projected text to ``[B, N, D]``."""
+    def forward(self, x: Rows, text: Tensor | KeyValue) -> Tensor:
+        """``[B, N, D]`` tokens and ``[B, M, D]`` projected text to ``[B, N, D]``.
+
+        What :meth:`read` made of the text serves as well as the text.
+        """
+        key, value = self.read(text) if isinstance(text, Tensor) else text
         query = self.split_heads(self.query_norm(self.query(x)))
-        key = self.split_heads(self.key_norm(self.key(text)))
-        return self.out(attention(query, key, self.split_heads(self.value(text))).flatten(2))
+        return self.out(attention(query, key, value).flatten(2))
+
+    def read(self, text: Tensor) -> KeyValue:
+        """Keys and values of a projected text ``[B, M, D]``: the same at every step."""
+        key, value = project(text, (self.key, self.value))
+        return self.split_heads(self.key_norm(key)), self.split_heads(value)
+
+
+def project(x: Rows, layers: Sequence[Projection]) -> list[Tensor]:
+    """``x`` through each layer; in one product where their weights lie side by side in memory."""
+    joined = None if torch.compiler.is_compiling() else _joined(layers)
+    if joined is None:
+        return [layer(x) for layer in layers]
+    out = linear(x, *joined)
+    return list(out.split([layer.out_features for layer in layers], dim=-1))
+
+
+def _joined(layers: Sequence[Projection]) -> tuple[Rows, Tensor] | None:
+    """The weights and biases of ``layers`` as those of one, if nothing stands against it."""
+    parts = [part for layer in layers for part in layer.parameters(recurse=False)]
+    # The joined view belongs to no layer: gradients, adapters and hooks would miss it.
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+        return None
+    kind = type(layers[0])
+    for layer in layers:
+        hooked = layer._forward_hooks or layer._forward_pre_hooks
+        if type(layer) is not kind or kind not in (nn.Linear, Fp8Linear) or hooked:
+            return None
+    weight = _join([layer.weight for layer in layers])
+    bias = side_by_side([layer.bias for layer in layers])
+    return None if weight is None or bias is None else (weight, bias)
+
+
+def _join(weights: Sequence[Rows]) -> Rows | None:
+    dense = [weight for weight in weights if isinstance(weight, Tensor)]
+    if dense:
+        return side_by_side(dense)
+    scaled = [weight for weight in weights if isinstance(weight, Scaled)]
+    values = side_by_side([weight.values for weight in scaled])
+    scale = side_by_side([weight.scale for weight in scaled])
+    return None if values is None or scale is None else Scaled(values, scale)
+
+
+@torch.no_grad()
+def lay_side_by_side(attention: _Projections, names: Sequence[str]) -> None:
+    """Give the projections ``names`` neighbouring memory, so that one product serves them all.
+
+    Values, names and shapes stay as they are. What takes a parameter elsewhere later (another
+    dtype or device, an adapter) only separates the products again.
+    """
+    layers = [getattr(attention, name) for name in names]
+    for leaf in [name for name, _ in (*layers[0].named_parameters(), *layers[0].named_buffers())]:
+        tensors = [getattr(layer, leaf) for layer in layers]
+        if side_by_side([tensor.data for tensor in tensors]) is not None:
+            continue
+        home = torch.cat([tensor.data for tensor in tensors])
+        pieces = home.split([tensor.shape[0] for tensor in tensors])
+        for tensor, piece in zip(tensors, pieces):
+            tensor.data = piece

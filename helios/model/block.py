@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helios.kernels import gated_add, layer_norm, modulated_norm
-from helios.model.attention import CrossAttention, Rotation, SelfAttention
+from helios.kernels import (
+    Rows,
+    gated_add,
+    gated_add_layer_norm,
+    gelu,
+    layer_norm,
+    linear_gelu,
+    modulated_norm,
+    text_add_modulated_norm,
+)
+from helios.model.attention import CrossAttention, KeyValue, Rotation, SelfAttention
 from helios.model.config import TransformerConfig
+from helios.model.fp8 import Fp8Linear
 
-__all__ = ["Block"]
+__all__ = ["Block", "Modulation"]
+
+
+class Modulation(NamedTuple):
+    """The six vectors of a block at one step, ``[B, 2, D]`` float32, history row first."""
+
+    shift1: Tensor
+    scale1: Tensor
+    gate1: Tensor
+    shift2: Tensor
+    scale2: Tensor
+    gate2: Tensor
 
 
 class TokenNorm(nn.Module):
@@ -32,12 +54,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.expand: nn.Linear | Fp8Linear = nn.Linear(width, hidden)
+        self.contract: nn.Linear | Fp8Linear = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Rows) -> Tensor:
         """``[B, L, D]`` to the same shape."""
-        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+        fp8 = isinstance(self.contract, Fp8Linear)
+        if type(self.expand) in (nn.Linear, Fp8Linear):
+            return self.contract(linear_gelu(x, self.expand.weight, self.expand.bias, fp8=fp8))
+        return self.contract(gelu(self.expand(x), fp8=fp8))
 
 
 class Block(nn.Module):
@@ -55,29 +80,58 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width, config.ffn_dim)
 
     def forward(
-        self, x: Tensor, text: Tensor, rows: Tensor, rotation: Rotation, split: int
+        self,
+        x: Tensor,
+        text: Tensor | KeyValue,
+        rows: Tensor | Modulation,
+        rotation: Rotation,
+        split: int,
+        *,
+        keep_history: bool = True,
     ) -> Tensor:
         """One step of the residual stream.
 
         Args:
             x: ``[B, L, D]`` tokens, of which the first ``split`` are history.
-            text: ``[B, M, D]`` projected text.
-            rows: ``[B, 2, 6, D]`` time modulation of history and of noisy tokens.
+            text: ``[B, M, D]`` projected text, or what `CrossAttention.read` made of it.
+            rows: ``[B, 2, 6, D]`` time modulation of history and of noisy tokens, or what
+                :meth:`modulate` made of it.
             rotation: rotary tables of the sequence.
             split: number of history tokens.
-        """
-        table = (self.modulation[:, None] + rows.float()).unbind(dim=2)
-        shift1, scale1, gate1, shift2, scale2, gate2 = table
-        n = modulated_norm(x, shift1, scale1, split, self.eps)
-        x = gated_add(x, self.self_attention(n, rotation, split), gate1, split)
-        x = self._read_text(x, text, split)
-        n = modulated_norm(x, shift2, scale2, split, self.eps)
-        return gated_add(x, self.feed_forward(n), gate2, split)
+            keep_history: whether history leaves the block too; the last block's is never read.
 
-    def _read_text(self, x: Tensor, text: Tensor, split: int) -> Tensor:
-        """Cross-attention with its residual; no gate, and no history unless configured."""
-        if not self.text_to_noisy_only:
-            return x + self.cross_attention(self.cross_norm(x), text)
-        history, noisy = x[:, :split], x[:, split:]
-        noisy = noisy + self.cross_attention(self.cross_norm(noisy), text)
-        return torch.cat((history, noisy), dim=1)
+        Returns:
+            ``[B, L, D]``, or ``[B, L - split, D]`` without history.
+        """
+        m = self.modulate(rows) if isinstance(rows, Tensor) else rows
+        fp8 = self.self_attention.fp8
+        n = modulated_norm(x, m.shift1, m.scale1, split, self.eps, fp8=fp8)
+        update = self.self_attention(n, rotation, split, keep_history=keep_history)
+        if not keep_history:
+            x, split = x[:, split:], 0
+        x, n = self._read_text(x, update, text, m, split)
+        return gated_add(x, self.feed_forward(n), m.gate2, split)
+
+    def modulate(self, rows: Tensor) -> Modulation:
+        """The six vectors of this block, from ``[B, 2, 6, D]`` time modulation."""
+        return Modulation(*(self.modulation[:, None] + rows.float()).unbind(dim=2))
+
+    def _read_text(
+        self, x: Tensor, update: Tensor, text: Tensor | KeyValue, m: Modulation, split: int
+    ) -> tuple[Tensor, Rows]:
+        """After self-attention: the sum with what was read in the text, and its second norm.
+
+        Reading has no gate, and history does not read unless configured.
+        """
+        start = split if self.text_to_noisy_only else 0
+        reader, norm = self.cross_attention, self.cross_norm
+        n: Rows
+        if type(norm) is TokenNorm:
+            affine = (norm.weight, norm.bias, start, norm.eps)
+            x, n = gated_add_layer_norm(x, update, m.gate1, split, *affine, fp8=reader.fp8)
+        else:
+            x = gated_add(x, update, m.gate1, split)
+            n = norm(x[:, start:])
+        second = (m.shift2, m.scale2, split, self.eps)
+        fp8 = isinstance(self.feed_forward.expand, Fp8Linear)
+        return text_add_modulated_norm(x, reader(n, text), start, *second, fp8=fp8)

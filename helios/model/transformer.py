@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from helios.history import HistoryWindow
 from helios.kernels import modulated_norm
-from helios.model.attention import Rotation
-from helios.model.block import Block
+from helios.model.attention import KeyValue, Rotation
+from helios.model.block import Block, Modulation
 from helios.model.config import TransformerConfig
 from helios.model.embedding import TextProjection, TimeEmbedding
 from helios.model.patch import Patches, unpatch
 from helios.model.rope import move_anchor, rotary_tables
 
-__all__ = ["HeliosTransformer", "grid"]
+__all__ = ["HeliosTransformer", "StepRows", "TextMemory", "grid"]
+
+
+class TextMemory(NamedTuple):
+    """What every block reads in one text: made by `HeliosTransformer.read`, once per prompt.
+
+    Attributes:
+        blocks: keys and values by block, ``[B, M, H, d]`` each.
+    """
+
+    blocks: tuple[KeyValue, ...]
+
+
+class StepRows(NamedTuple):
+    """What one timestep comes to in every block: made by `HeliosTransformer.modulate`.
+
+    Attributes:
+        head: ``[B, D]``, the time part of the head's modulation.
+        blocks: ``[blocks, B, 2, 6, D]`` float32, history row first, the blocks' own tables added.
+    """
+
+    head: Tensor
+    blocks: Tensor
 
 
 def grid(latents: Tensor) -> tuple[int, int, int]:
@@ -83,8 +106,8 @@ class HeliosTransformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
+        timestep: Tensor | StepRows,
+        text: Tensor | TextMemory,
         window: HistoryWindow,
         *,
         origin: tuple[int, int] | None = None,
@@ -94,8 +117,10 @@ class HeliosTransformer(nn.Module):
 
         Args:
             x: ``[B, C, T, h, w]`` noisy latents of the chunk, ``h`` and ``w`` even.
-            timestep: ``[B]``, any real dtype, on the scale 0 to 1000.
-            text: ``[B, M, text_dim]`` text embeddings; all rows are read, padding included.
+            timestep: ``[B]``, any real dtype, on the scale 0 to 1000; or what `modulate` makes
+                of it.
+            text: ``[B, M, text_dim]`` text embeddings; all rows are read, padding included; or
+                what `read` makes of them.
             window: history of the same batch at full resolution, rows and columns even.
             origin: row and column of latents, even, at which ``x`` lies in the picture if it is a
                 crop of it; none: it is the whole picture, at this or a coarser scale.
@@ -112,13 +137,53 @@ class HeliosTransformer(nn.Module):
         window = self.remembered(window)
         rotation = self.rotation(chunk, window, origin)
         tokens, split = self.patches(x.to(self.dtype), window)
-        head_time, modulation = self.time_rows(timestep, tokens.dtype)
-        text = self.text(text.to(self.dtype))
+        count = len(self.blocks)
+        rows: Sequence[Tensor | Modulation]
+        if isinstance(timestep, StepRows):
+            head_time = timestep.head
+            rows = [Modulation(*table.unbind(dim=2)) for table in timestep.blocks]
+        else:
+            head_time, modulation = self.time_rows(timestep, tokens.dtype)
+            rows = [modulation] * count
+        words: Sequence[Tensor | KeyValue]
+        words = text.blocks if isinstance(text, TextMemory) else [self._project(text)] * count
+        # Nobody reads the history that would leave the last block. On a CPU it is computed all the
+        # same: products of fewer rows round differently, and there every bit is the published one.
+        drop_from = count if tokens.device.type == "cpu" else count - 1
         for number, block in enumerate(self.blocks):
-            tokens = block(tokens, text, modulation, rotation, split)
+            last = number == drop_from
+            given = (words[number], rows[number], rotation, split)
+            tokens = block(tokens, *given, keep_history=not last)
+            split = 0 if last else split
             if hidden is not None and number in hidden:
                 hidden[number] = tokens[:, split:].transpose(1, 2).unflatten(2, chunk)
         return unpatch(self.head(tokens[:, split:], head_time), *chunk).to(self.dtype)
+
+    def read(self, text: Tensor) -> TextMemory:
+        """What the blocks read in ``text [B, M, text_dim]``, to be used at every step.
+
+        It holds as long as the weights stay as they are.
+        """
+        projected = self._project(text)
+        blocks = (cast(Block, block) for block in self.blocks)
+        return TextMemory(tuple(block.cross_attention.read(projected) for block in blocks))
+
+    def modulate(self, timestep: Tensor) -> StepRows:
+        """What ``timestep [B]`` comes to in head and blocks: 2.5 MB a sample at the full size."""
+        head, rows = self.time_rows(timestep, self._token_dtype(timestep.device.type))
+        blocks = (cast(Block, block) for block in self.blocks)
+        tables = [torch.stack(block.modulate(rows), dim=2) for block in blocks]
+        return StepRows(head, torch.stack(tables))
+
+    def _token_dtype(self, device_type: str) -> torch.dtype:
+        """Dtype of the tokens, which autocast may make another than that of the weights."""
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return self.dtype
+
+    def _project(self, text: Tensor) -> Tensor:
+        projected: Tensor = self.text(text.to(self.dtype))
+        return projected
 
     def remembered(self, window: HistoryWindow) -> HistoryWindow:
         """What of ``window`` this transformer looks at, in its dtype."""

@@ -12,8 +12,8 @@ from helios.model.rope import rotary_tables
 from .cases import build, inputs, small
 
 
-def history_after(model, block=-1):
-    """Run-time record of the history tokens that leave a block."""
+def history_after(model, block=0):
+    """Run-time record of the history tokens that leave a block; none leave the last one."""
     seen = []
 
     def record(_module, arguments, out):

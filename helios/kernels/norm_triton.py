@@ -1,0 +1,382 @@
+"""Residual addition, norm, modulation and e4m3 in one pass over the tokens, in Triton.
+
+One program takes a few neighbouring tokens of one part of the sequence (history or noisy), so that
+the vectors of that part are read once for all of them; a token's row stays in registers from the
+first read to the last write. What is read and written is what the operation must read and write.
+"""
+# Kernels are compiled by Triton, which has no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="untyped-decorator,attr-defined"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios.kernels.scaled import E4M3
+
+__all__ = [
+    "gated_add",
+    "gated_add_layer_norm",
+    "gated_add_layer_norm_e4m3",
+    "gated_add_modulated_norm",
+    "gated_add_modulated_norm_e4m3",
+    "layer_norm",
+    "modulated_norm",
+    "modulated_norm_e4m3",
+    "rms_norm",
+    "text_add_modulated_norm",
+    "text_add_modulated_norm_e4m3",
+    "warps_for",
+]
+
+NONE, PLAIN, GATED = 0, 1, 2
+"""What is added before the norm."""
+RMS, LAYER = 1, 2
+"""The norm; NONE is none."""
+GAINS, MODULATION = 1, 2
+"""What follows it; NONE is nothing."""
+
+Token = tuple[int, int]
+"""Elements from one sample to the next, and from one token to the next."""
+
+
+@triton.jit
+def norm_kernel(
+    x_ptr,
+    update_ptr,
+    gate_ptr,
+    first_ptr,
+    second_ptr,
+    total_ptr,
+    out_ptr,
+    scale_ptr,
+    length,
+    split,
+    width,
+    eps,
+    update_from,
+    total_from,
+    norm_from,
+    x_batch,
+    x_row,
+    update_batch,
+    update_row,
+    gate_batch,
+    gate_part,
+    table_batch,
+    table_part,
+    ADD: tl.constexpr,
+    NORM: tl.constexpr,
+    AFTER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows ``x (+ update (* gate))``, their norm, and its affine map.
+
+    ``first`` and ``second`` are the gains and offsets, or the scale and shift of the part.
+    """
+    sample = tl.program_id(1)
+    group = tl.program_id(0)
+    groups_before = tl.cdiv(split, TOKENS)
+    noisy = group >= groups_before
+    begin = tl.where(noisy, split + (group - groups_before) * TOKENS, group * TOKENS)
+    end = tl.minimum(begin + TOKENS, tl.where(noisy, length, split))
+    part = noisy.to(tl.int32)
+
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    if ADD == 2:
+        gate = tl.load(
+            gate_ptr + sample * gate_batch + part * gate_part + column, mask=inside, other=0.0
+        )
+    if AFTER != 0:
+        table = sample * table_batch + part * table_part + column
+        first = tl.load(first_ptr + table, mask=inside, other=0.0).to(tl.float32)
+        if AFTER == 2:
+            first += 1.0
+        if OFFSET:
+            second = tl.load(second_ptr + table, mask=inside, other=0.0).to(tl.float32)
+
+    for token in range(begin, end):
+        row = token.to(tl.int64)
+        x = tl.load(x_ptr + sample * x_batch + row * x_row + column, mask=inside, other=0.0)
+        wide = x.to(tl.float32)
+        if ADD != 0:
+            there = inside & (token >= update_from)
+            place = sample * update_batch + (row - update_from) * update_row + column
+            update = tl.load(update_ptr + place, mask=there, other=0.0).to(tl.float32)
+            if ADD == 2:
+                update *= gate
+            rounded = (wide + update).to(x.dtype)
+            place = (sample * length + row) * width + column
+            tl.store(total_ptr + place, rounded, mask=inside & (token >= total_from))
+            wide = rounded.to(tl.float32)
+        if NORM != 0 and token >= norm_from:
+            if NORM == 2:
+                mean = tl.sum(wide, axis=0) / width
+                wide = tl.where(inside, wide - mean, 0.0)
+            normal = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
+            if AFTER != 0:
+                normal = normal * first
+                if OFFSET:
+                    normal += second
+            out_row = sample * (length - norm_from) + row - norm_from
+            if QUANTISE:
+                largest = tl.maximum(tl.max(tl.abs(normal), axis=0), 1e-12)
+                tl.store(scale_ptr + out_row, largest / 448.0)
+                normal = tl.minimum(tl.maximum(normal * (448.0 / largest), -448.0), 448.0)
+            place = out_row * width + column
+            tl.store(out_ptr + place, normal.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def warps_for(block: int) -> int:
+    """Warps of a program over ``block`` columns: some 32 of them for every thread."""
+    return max(1, min(16, block // 1024))
+
+
+def tokens_for(length: int) -> int:
+    """Tokens of one program: as many as leave work for every multiprocessor."""
+    return 4 if length >= 8192 else 2
+
+
+def _launch(
+    x: Tensor,
+    *,
+    split: int,
+    eps: float,
+    norm: int,
+    after: int = NONE,
+    first: Tensor | None = None,
+    second: Tensor | None = None,
+    add: int = NONE,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+    update_from: int = 0,
+    norm_from: int = 0,
+    fp8: bool = False,
+    in_place: bool = False,
+) -> tuple[Tensor, ...]:
+    """What is asked for of: the sum, the normalised tokens, their scales."""
+    x = _dense_rows(x)
+    batch, length, width = x.shape
+    made: list[Tensor] = []
+    total = out = scales = x
+    if add != NONE:
+        update = _dense_rows(_given(update))
+        if in_place:
+            in_place = x.is_contiguous()
+        total = (
+            x if in_place else torch.empty((batch, length, width), dtype=x.dtype, device=x.device)
+        )
+        made.append(total)
+    if norm != NONE:
+        shape = (batch, length - norm_from)
+        out = torch.empty((*shape, width), dtype=E4M3 if fp8 else x.dtype, device=x.device)
+        made.append(out)
+        if fp8:
+            scales = torch.empty((*shape, 1), dtype=torch.float32, device=x.device)
+            made.append(scales)
+    rows_of_table = _parts(first) if after == MODULATION else (0, 0)
+    block = triton.next_power_of_2(width)
+    tokens = tokens_for(batch * length)
+    groups = triton.cdiv(split, tokens) + triton.cdiv(length - split, tokens)
+    norm_kernel[(groups, batch)](
+        x,
+        x if update is None else update,
+        x if gate is None else _unit(gate),
+        x if first is None else _unit(first),
+        x if second is None else _unit(second),
+        total,
+        out,
+        scales,
+        length,
+        split,
+        width,
+        eps,
+        update_from,
+        update_from if in_place else 0,
+        norm_from,
+        *_steps(x),
+        *((0, 0) if update is None else _steps(update)),
+        *((0, 0) if gate is None else _parts(gate)),
+        *rows_of_table,
+        ADD=add,
+        NORM=norm,
+        AFTER=after,
+        OFFSET=second is not None,
+        QUANTISE=fp8,
+        TOKENS=tokens,
+        BLOCK=block,
+        num_warps=warps_for(block),
+    )
+    return tuple(made)
+
+
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise ValueError("something must be added")
+    return x
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    """``x`` with neighbouring columns side by side in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _unit(x: Tensor) -> Tensor:
+    if x.stride(-1) != 1:
+        raise ValueError("the columns of modulation vectors must lie side by side")
+    return x
+
+
+def _steps(x: Tensor) -> Token:
+    return x.stride(0), x.stride(1)
+
+
+def _parts(x: Tensor | None) -> tuple[int, int]:
+    """Elements from one sample to the next and from one part to the next, ``[B, 2, D]``."""
+    table = _given(x)
+    return table.stride(0), table.stride(1)
+
+
+def _same_table(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same strides: one set of them is passed on."""
+    if scale.stride() != shift.stride():
+        return scale.contiguous(), shift.contiguous()
+    return scale, shift
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See :func:`helios.kernels.rms_norm`."""
+    (out,) = _launch(_tokens(x), split=0, eps=eps, norm=RMS, after=GAINS, first=weight)
+    return out.view(x.shape)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See :func:`helios.kernels.layer_norm`."""
+    (out,) = _launch(
+        _tokens(x), split=0, eps=eps, norm=LAYER, after=GAINS, first=weight, second=bias
+    )
+    return out.view(x.shape)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
+
+
+def _modulated(
+    x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float, **options: Any
+) -> tuple[Tensor, ...]:
+    scale, shift = _same_table(scale, shift)
+    return _launch(
+        x,
+        split=split,
+        eps=eps,
+        norm=LAYER,
+        after=MODULATION,
+        first=scale,
+        second=shift,
+        **options,
+    )
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float) -> Tensor:
+    """See :func:`helios.kernels.modulated_norm`."""
+    return _modulated(x, shift, scale, split, eps)[0]
+
+
+def modulated_norm_e4m3(
+    x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float
+) -> tuple[Tensor, ...]:
+    """The same as values and scales."""
+    return _modulated(x, shift, scale, split, eps, fp8=True)
+
+
+def gated_add(x: Tensor, update: Tensor, gate: Tensor, split: int) -> Tensor:
+    """See :func:`helios.kernels.gated_add`."""
+    (out,) = _launch(x, split=split, eps=0.0, norm=NONE, add=GATED, update=update, gate=gate)
+    return out
+
+
+def gated_add_layer_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor,
+    split: int,
+    weight: Tensor,
+    bias: Tensor,
+    start: int,
+    eps: float,
+    *,
+    fp8: bool = False,
+) -> tuple[Tensor, ...]:
+    """See :func:`helios.kernels.gated_add_layer_norm`."""
+    return _launch(
+        x,
+        split=split,
+        eps=eps,
+        norm=LAYER,
+        after=GAINS,
+        first=weight,
+        second=bias,
+        add=GATED,
+        update=update,
+        gate=gate,
+        norm_from=start,
+        fp8=fp8,
+    )
+
+
+def gated_add_layer_norm_e4m3(*args: Any) -> tuple[Tensor, ...]:
+    """The same with the normalised tokens as values and scales."""
+    return gated_add_layer_norm(*args, fp8=True)
+
+
+def gated_add_modulated_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    split: int,
+    eps: float,
+    *,
+    fp8: bool = False,
+) -> tuple[Tensor, ...]:
+    """See :func:`helios.kernels.gated_add_modulated_norm`."""
+    options = {"add": GATED, "update": update, "gate": gate, "fp8": fp8}
+    return _modulated(x, shift, scale, split, eps, **options)
+
+
+def gated_add_modulated_norm_e4m3(*args: Any) -> tuple[Tensor, ...]:
+    """The same with the normalised tokens as values and scales."""
+    return gated_add_modulated_norm(*args, fp8=True)
+
+
+def text_add_modulated_norm(
+    x: Tensor,
+    update: Tensor,
+    start: int,
+    shift: Tensor,
+    scale: Tensor,
+    split: int,
+    eps: float,
+    *,
+    fp8: bool = False,
+    in_place: bool = False,
+) -> tuple[Tensor, ...]:
+    """See :func:`helios.kernels.text_add_modulated_norm`; ``in_place``: ``x`` becomes the sum."""
+    options = {"add": PLAIN, "update": update, "update_from": start, "fp8": fp8}
+    return _modulated(x, shift, scale, split, eps, in_place=in_place, **options)
+
+
+def text_add_modulated_norm_e4m3(*args: Any) -> tuple[Tensor, ...]:
+    """The same into ``x``, with the normalised tokens as values and scales."""
+    return text_add_modulated_norm(*args, fp8=True, in_place=True)

@@ -1,0 +1,126 @@
+"""Query-key norm and rotation in one pass, in Triton.
+
+A program holds whole tokens as ``[heads, channels]``: the norm needs all heads together, the
+rotation pairs of neighbouring channels, and the angles of a token serve all of its heads.
+"""
+# Kernels are compiled by Triton, which has no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="untyped-decorator,attr-defined"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios.kernels.norm_triton import tokens_for, warps_for
+from helios.kernels.scaled import E4M3
+
+__all__ = ["norm_rope", "norm_rope_e4m3"]
+
+
+@triton.jit
+def norm_rope_kernel(
+    x_ptr,
+    weight_ptr,
+    cos_ptr,
+    sin_ptr,
+    factor_ptr,
+    out_ptr,
+    length,
+    heads,
+    channels,
+    eps,
+    x_batch,
+    x_row,
+    angle_batch,
+    QUANTISE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """``rotate(rms_norm(x))``, times a factor per head where e4m3 is wanted."""
+    sample = tl.program_id(1)
+    begin = tl.program_id(0) * TOKENS
+    end = tl.minimum(begin + TOKENS, length)
+    width = heads * channels
+    half = channels // 2
+
+    head = tl.arange(0, HEADS)
+    channel = tl.arange(0, CHANNELS)
+    inside = (head < heads)[:, None] & (channel < channels)[None, :]
+    place = head[:, None] * channels + channel[None, :]
+    weight = tl.load(weight_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if QUANTISE:
+        factor = tl.load(factor_ptr + head, mask=head < heads, other=0.0)
+    pair = tl.arange(0, CHANNELS // 2)
+
+    for token in range(begin, end):
+        row = token.to(tl.int64)
+        x = tl.load(x_ptr + sample * x_batch + row * x_row + place, mask=inside, other=0.0)
+        wide = x.to(tl.float32)
+        square = tl.sum(tl.sum(wide * wide, axis=1), axis=0)
+        normal = wide * tl.rsqrt(square / width + eps) * weight
+        # The published network rounds between norm and rotation.
+        normal = normal.to(x.dtype).to(tl.float32)
+        angle = sample * angle_batch + row * half + pair
+        cos = tl.load(cos_ptr + angle, mask=pair < half, other=0.0)[None, :]
+        sin = tl.load(sin_ptr + angle, mask=pair < half, other=0.0)[None, :]
+        even, odd = tl.split(tl.reshape(normal, (HEADS, CHANNELS // 2, 2)))
+        turned = tl.join(even * cos - odd * sin, even * sin + odd * cos)
+        turned = tl.reshape(turned, (HEADS, CHANNELS))
+        if QUANTISE:
+            turned = tl.minimum(tl.maximum(turned * factor[:, None], -448.0), 448.0)
+        out = (sample * length + row) * width + place
+        tl.store(out_ptr + out, turned.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, factor: Tensor | None
+) -> Tensor:
+    batch, length, width = x.shape
+    channels = 2 * cos.shape[-1]
+    heads = width // channels
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(
+        (batch, length, heads, channels),
+        dtype=x.dtype if factor is None else E4M3,
+        device=x.device,
+    )
+    tokens = tokens_for(batch * length)
+    heads_block, channels_block = triton.next_power_of_2(heads), triton.next_power_of_2(channels)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    norm_rope_kernel[(triton.cdiv(length, tokens), batch)](
+        x,
+        weight,
+        cos,
+        sin,
+        x if factor is None else factor,
+        out,
+        length,
+        heads,
+        channels,
+        eps,
+        x.stride(0),
+        x.stride(1),
+        cos.stride(0) if cos.dim() == 3 else 0,
+        QUANTISE=factor is not None,
+        TOKENS=tokens,
+        HEADS=heads_block,
+        CHANNELS=channels_block,
+        num_warps=warps_for(heads_block * channels_block),
+    )
+    return out
+
+
+def norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """See :func:`helios.kernels.norm_rope`."""
+    return _launch(x, weight, cos, sin, eps, None)
+
+
+def norm_rope_e4m3(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, factor: Tensor
+) -> Tensor:
+    """The same times ``factor`` per head, in e4m3."""
+    return _launch(x, weight, cos, sin, eps, factor)
