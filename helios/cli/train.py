@@ -11,7 +11,7 @@ __all__ = ["train"]
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="tiny-codec or tiny-stage1.")],
+    preset: Annotated[str, typer.Argument(help="tiny-codec, tiny-stage1, tiny-stage2, stage1 …")],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated."),
@@ -24,7 +24,19 @@ def train(
         Path | None, typer.Option(help="Folder of the run; runs/PRESET if not given.")
     ] = None,
     codec: Annotated[
-        Path | None, typer.Option(help="Folder of the trained autoencoder (tiny-stage1).")
+        Path | None,
+        typer.Option(help="Folder of the trained autoencoder; that of --initial if not given."),
+    ] = None,
+    initial: Annotated[
+        Path | None, typer.Option(help="Folder of the model or run that training starts from.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ablation",
+            metavar="NAME",
+            help="Take one remedy against drift away, such as no-anchor; may be repeated.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     show: Annotated[
@@ -34,13 +46,15 @@ def train(
     """Train a model; starts under torchrun unchanged."""
     import json
 
-    from helios.presets import override, training_preset
+    from helios.presets import ablation, override, training_preset
     from helios.training import to_json
     from helios.training import train as run
 
-    changes = list(settings or [])
-    if codec is not None:
-        changes.append(f"stage.codec={codec}")
+    changes = [setting for name in without or [] for setting in ablation(name)]
+    changes += settings or []
+    for name, folder in (("codec", codec), ("initial", initial)):
+        if folder is not None:
+            changes.append(f"stage.{name}={folder}")
     config = override(training_preset(preset), changes)
     if show:
         typer.echo(json.dumps(to_json(config), indent=2))

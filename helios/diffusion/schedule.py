@@ -20,6 +20,7 @@ from torch import Tensor
 __all__ = [
     "Schedule",
     "ScheduleConfig",
+    "ShiftKind",
     "ShiftLaw",
     "SolverName",
     "Stage",
@@ -186,6 +187,12 @@ class ScheduleConfig:
             lag=mode == "published",
         )
 
+    def shifted(self, sigma: Tensor, tokens: int) -> Tensor:
+        """Noise levels moved by the dynamic law at so many tokens, or else by the fixed shift."""
+        if self.dynamic is not None:
+            return self.dynamic.apply(sigma, tokens)
+        return sigma if self.shift == 1.0 else _shifted(sigma, self.shift)
+
     def to_json(self, solver: SolverName = "unipc") -> dict[str, Any]:
         """The same in diffusers' field names, with the class that belongs to ``solver``."""
         data: dict[str, Any] = {
@@ -343,10 +350,7 @@ def flat_schedule(steps: int, config: ScheduleConfig, tokens: int) -> Schedule:
     """
     _check_steps(steps)
     sigmas = _linspace(FIRST_SIGMA, 0.0, steps + 1)
-    if config.dynamic is not None:
-        sigmas = config.dynamic.apply(sigmas, tokens)
-    elif config.shift != 1.0:
-        sigmas = _shifted(sigmas, config.shift)
+    sigmas = config.shifted(sigmas, tokens)
     return Schedule(sigmas[:-1] * config.num_train_timesteps, sigmas)
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, ShiftLaw
+from dataclasses import replace
+
+from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, ShiftKind, ShiftLaw
 from helios.pipeline import GenerationConfig
 
-__all__ = ["base", "distilled", "mid", "published_schedule", "tiny", "tiny_schedule"]
+__all__ = [
+    "base",
+    "distilled",
+    "mid",
+    "published_schedule",
+    "tiny",
+    "tiny_mid",
+    "tiny_pyramid_schedule",
+    "tiny_schedule",
+]
 
 
 def tiny() -> GenerationConfig:
@@ -13,6 +24,11 @@ def tiny() -> GenerationConfig:
     return GenerationConfig(
         height=128, width=192, plan=Flat(steps=25, solver="euler"), guidance=CFG(3.0)
     )
+
+
+def tiny_mid() -> GenerationConfig:
+    """The tiny model after stage 2: 20 steps on each of three scales, guidance 3."""
+    return replace(tiny(), plan=Pyramid(steps=(20, 20, 20), zero_init=2), guidance=CFGZero(3.0))
 
 
 def base() -> GenerationConfig:
@@ -37,6 +53,15 @@ def distilled() -> GenerationConfig:
 def tiny_schedule() -> ScheduleConfig:
     """The bundled model's noise levels: one scale, shift 2."""
     return ScheduleConfig(stages=1, shift=2.0, dynamic=None)
+
+
+def tiny_pyramid_schedule(kind: ShiftKind = "exponential") -> ScheduleConfig:
+    """Its noise levels on three scales: the published law on its own numbers of tokens.
+
+    At 864, 216 and 54 tokens the shift is what the published one is on its three scales
+    (training.md, 10.2), computed from the scale at hand.
+    """
+    return ScheduleConfig(stages=3, dynamic=ShiftLaw(kind=kind, base_tokens=32, max_tokens=512))
 
 
 def published_schedule(*, distilled: bool = False) -> ScheduleConfig:

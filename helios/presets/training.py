@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from helios.data import RingConfig
-from helios.presets import generation, models
+from helios.presets import full_size, generation, models
 from helios.training import (
     CodecStageConfig,
     OptimizerConfig,
     RunConfig,
     Stage1Config,
+    Stage2Config,
     TrainingConfig,
 )
 
@@ -22,10 +23,13 @@ __all__ = [
     "tiny_codec",
     "tiny_codec_smooth",
     "tiny_stage1",
+    "tiny_stage1_post",
+    "tiny_stage2",
     "training_preset",
 ]
 
-BUNDLED_CODEC = Path(__file__).parents[1] / "assets" / "tiny" / "vae"
+BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
+BUNDLED_CODEC = BUNDLED / "vae"
 
 
 def tiny_codec() -> RunConfig:
@@ -86,10 +90,53 @@ def tiny_stage1() -> RunConfig:
     )
 
 
+def tiny_stage1_post() -> RunConfig:
+    """The slow phase of stage 1, from the bundled model or ``--initial``: 5 minutes on one H200."""
+    fast = tiny_stage1()
+    return RunConfig(
+        stage=replace(fast.stage, initial=BUNDLED, text_learns=False),
+        trainer=replace(
+            fast.trainer,
+            steps=4000,
+            optimizer=OptimizerConfig(lr=1e-4, warmup_steps=100, final_share=0.02),
+        ),
+    )
+
+
+def tiny_stage2() -> RunConfig:
+    """The tiny model on three scales: about 6 minutes on two H200 (training.md, 4 and 10.3).
+
+    It starts from the bundled model, or from that of ``--initial``, whose text encoder stays.
+    """
+    return RunConfig(
+        stage=Stage2Config(
+            transformer=models.tiny_transformer(),
+            text=models.tiny_text(),
+            initial=BUNDLED,
+            data=RingConfig(group=16, first_groups=16, groups=256, refresh_every=16),
+            batch=96,
+            generation=generation.tiny_mid(),
+            schedule=generation.tiny_pyramid_schedule(),
+        ),
+        trainer=TrainingConfig(
+            steps=4500,
+            optimizer=OptimizerConfig(lr=4e-4, warmup_steps=150, final_share=0.02),
+            ema_decay=0.999,
+            checkpoint_every=1500,
+        ),
+    )
+
+
 TRAINING_PRESETS: dict[str, Callable[[], RunConfig]] = {
     "tiny-codec": tiny_codec,
     "tiny-codec-smooth": tiny_codec_smooth,
     "tiny-stage1": tiny_stage1,
+    "tiny-stage1-post": tiny_stage1_post,
+    "tiny-stage2": tiny_stage2,
+    "stage1": full_size.stage1,
+    "stage1-post": full_size.stage1_post,
+    "stage2": full_size.stage2,
+    "stage2-post": full_size.stage2_post,
 }
 
 

@@ -9,6 +9,7 @@ from helios.training.optim import OptimizerConfig, learning_rate
 from helios.training.run import train
 from helios.training.stage import Stage, StageConfig
 from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config
+from helios.training.stage2 import Stage2, Stage2Config
 from helios.training.trainer import Trainer
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Stage",
     "Stage1",
     "Stage1Config",
+    "Stage2",
+    "Stage2Config",
     "StageConfig",
     "TextSize",
     "Trainer",

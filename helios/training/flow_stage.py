@@ -121,7 +121,7 @@ class FlowStage(ABC):
         compiled: whether to compile the transformer's blocks and the renderer.
 
     Raises:
-        ValueError: if no codec is named.
+        ValueError: if no codec is named, or an adapter has nothing to learn beside.
         CheckpointError: if a folder does not hold what it should.
     """
 
@@ -131,6 +131,11 @@ class FlowStage(ABC):
         self.config = config
         self.device = world.device
         self._seed, self._compiled = seed, compiled
+        if config.adapter is not None and config.initial is None:
+            raise ValueError(
+                "this preset learns beside a trained model: give --initial DIR, the model that it "
+                "starts from"
+            )
         self._codec_folder = find_codec(config.codec or config.initial)
         self._codec = frozen_codec(self._codec_folder, world.device)
         torch.manual_seed(seed)
