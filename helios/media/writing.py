@@ -12,6 +12,7 @@ import queue
 import tempfile
 import threading
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -21,7 +22,7 @@ from helios.files import atomic_path, shown, sync
 from helios.media.fragments import FragmentEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -216,7 +217,7 @@ class VideoWriter:
                 f"the video is in {shown(self.partial)}"
             )
         try:
-            plain_mp4(self.partial, self.path)
+            plain_mp4([(self.partial, None)], self.path)
         except (OSError, ValueError):
             # No room for a second copy, say: the partial file is complete and plays as it is.
             try:
@@ -227,34 +228,51 @@ class VideoWriter:
         sync(self.path.parent)
 
 
-def plain_mp4(source: Path, target: Path) -> None:
-    """Copy the coded frames of ``source`` into an MP4 with its index first, whole or not at all.
+def plain_mp4(sources: Sequence[tuple[Path, int | None]], target: Path) -> None:
+    """Copy coded frames into an MP4 with its index first, whole or not at all.
+
+    Args:
+        sources: videos of this library with one size and rate, in their order, each with how many
+            of its frames are taken (none: all).
+        target: the file.
 
     Raises:
         OSError: if ``target`` cannot be written.
-        ValueError: if ``source`` holds no video.
+        ValueError: if a source holds no video.
     """
     import av
 
     flags = {"movflags": "faststart"}
     with atomic_path(target) as temporary:
         try:
-            with (
-                av.open(f"file:{source}") as old,
-                av.open(f"file:{temporary}", "w", format="mp4", container_options=flags) as new,
-            ):
-                new.metadata["comment"] = old.metadata.get("comment", "{}")
-                stream = old.streams.video[0]
-                copy = new.add_stream_from_template(stream)
-                for packet in old.demux(stream):
-                    if packet.size:
-                        packet.stream = copy
-                        new.mux(packet)
+            with av.open(f"file:{temporary}", "w", format="mp4", container_options=flags) as new:
+                _copy(sources, new)
         except (av.error.FFmpegError, IndexError) as error:
             if isinstance(error, OSError):
                 raise
-            raise ValueError(f"{shown(source)} holds no video") from error
+            raise ValueError(f"{shown(sources[0][0])} holds no video") from error
         sync(temporary)
+
+
+def _copy(sources: Sequence[tuple[Path, int | None]], new: Any) -> None:
+    import av
+
+    copy: Any = None
+    index = 0
+    for source, count in sources:
+        with av.open(f"file:{source}") as old:
+            stream = old.streams.video[0]
+            if copy is None:
+                new.metadata["comment"] = old.metadata.get("comment", "{}")
+                copy = new.add_stream_from_template(stream)
+            packets = (packet for packet in old.demux(stream) if packet.size)
+            for packet in islice(packets, count):
+                packet.time_base = 1 / stream.average_rate
+                packet.pts = packet.dts = index
+                packet.duration = 1
+                packet.stream = copy
+                new.mux(packet)
+                index += 1
 
 
 class _Sink:

@@ -16,6 +16,7 @@ from helios.media import (
     FragmentEncoder,
     VideoWriter,
     check_output,
+    plain_mp4,
     read_settings,
     read_video,
 )
@@ -230,7 +231,7 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
 def test_no_room_for_the_second_copy_keeps_the_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: Path, target: Path) -> None:
+    def full(sources: list[tuple[Path, int | None]], target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("helios.media.writing.plain_mp4", full)
@@ -268,6 +269,18 @@ def test_a_stream_taken_up_elsewhere_gives_the_same_fragment() -> None:
     at = mine.index(b"mfhd") + 8  # they differ in the number of the fragment only
     assert mine[:at] + mine[at + 4 :] == other[:at] + other[at + 4 :]
     assert later.header == first.header
+
+
+def test_copied_frames_of_two_files_are_one_video(tmp_path: Path) -> None:
+    frames = film(80)
+    one = write(tmp_path / "one.mp4", frames[:50], seed=1)
+    other = write(tmp_path / "other.mp4", frames[33:], seed=2)
+    plain_mp4([(one, 33), (other, None)], tmp_path / "both.mp4")
+    both, rate = read_video(tmp_path / "both.mp4")
+    assert rate == 24
+    assert np.array_equal(both[:33], read_video(one)[0][:33])
+    assert np.array_equal(both[33:], read_video(other)[0])
+    assert read_settings(tmp_path / "both.mp4") == {"seed": 1}
 
 
 def resident() -> int:
