@@ -8,6 +8,7 @@ word tokenizer of its own. The library takes a moment to import, hence only insi
 from __future__ import annotations
 
 import html
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ _UNLIMITED = 1_000_000
 
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*")
 """Printable ASCII and common white space without the ampersand: nothing for ftfy to repair."""
+
+OF_A_CALL = frozenset(
+    {"is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id"}
+    | {"stride", "truncation_side", "truncation_strategy"}
+)
+"""What transformers notes of how a tokenizer was loaded and last used; it is not written."""
 
 _TOKENIZERS = ("PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "TokenizersBackend")
 """The tokenizer classes a model folder may name."""
@@ -176,6 +183,9 @@ def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
     storage.write_tensors(target, tensors, WEIGHTS_NAME)
     storage.write_json(target / "config.json", config)
     encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    lasting = {k: v for k, v in json.loads(settings.read_text()).items() if k not in OF_A_CALL}
+    storage.write_json(settings, lasting)
 
 
 def word_tokenizer(words: Sequence[str], max_length: int) -> PreTrainedTokenizerFast:

@@ -400,3 +400,12 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     word_tokenizer([f"w{i}" for i in range(99)], 24).save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(CheckpointError, match="knows 102 tokens"):
         load_text_encoder(tmp_path)
+
+
+def test_saving_forgets_how_the_tokenizer_was_loaded_and_called(tmp_path):
+    save_text_encoder(tiny(), tmp_path / "first")
+    loaded = load_text_encoder(tmp_path / "first")
+    loaded.encode(["a red ball"])
+    save_text_encoder(loaded, tmp_path / "second")
+    name = "tokenizer/tokenizer_config.json"
+    assert (tmp_path / "second" / name).read_text() == (tmp_path / "first" / name).read_text()
