@@ -1,0 +1,98 @@
+"""The named runs, against the table of the specification (training.md, 1 and 3.1)."""
+
+import math
+
+import pytest
+
+from helios.diffusion import CFG, CFGZero, Flat, Pyramid, draw_sigma
+from helios.presets import corruption, generation, training_preset
+from helios.presets.training import BUNDLED
+from helios.training import find_codec, learning_rate, to_json
+from helios.training.networks import load_networks
+
+FULL_SIZE = {
+    "stage1": (43, 128, 5e-5, 0, 5_500, 2),
+    "stage1-post": (44, 128, 3e-5, 0, 7_500, 2),
+    "stage2": (45, 256, 1e-4, 1000, 16_000, 1),
+    "stage2-post": (46, 256, 3e-5, 500, 20_000, 1),
+}
+"""Seed, rank, learning rate, warm-up, steps and clips per GPU."""
+LEARNING = {
+    "stage1": ("low_rank", "full"),
+    "stage1-post": ("low_rank", "full"),
+    "stage2": ("frozen", "frozen"),
+    "stage2-post": ("low_rank", "low_rank"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FULL_SIZE))
+def test_full_size_phases_have_the_published_hyperparameters(name):
+    config, wanted = training_preset(name), FULL_SIZE[name]
+    stage, trainer = config.stage, config.trainer
+    optimizer = trainer.optimizer
+    found = (
+        *(trainer.seed, stage.adapter.rank, optimizer.lr, optimizer.warmup_steps),
+        *(trainer.steps, stage.batch),
+    )
+    assert found == wanted
+    assert (stage.adapter.patch_embedding, stage.adapter.memory_patches) == LEARNING[name]
+    assert stage.adapter.alpha is None
+    assert (optimizer.betas, optimizer.eps) == ((0.9, 0.999), 1e-8)
+    assert (optimizer.weight_decay, optimizer.clip) == (1e-4, 1.0)
+    assert learning_rate(optimizer, 10**6, 1.0) == optimizer.lr
+    assert trainer.checkpoint_every == trainer.sample_every == 500
+    assert stage.drop.shares == pytest.approx((0.4, 0.0, 0.24))
+    assert stage.caption_dropout == 0
+    assert not stage.text_learns
+    assert stage.transformer.num_layers == 40
+    assert (stage.data.height, stage.data.width) == (384, 640)
+    assert not stage.schedule.lag
+    assert stage.schedule.dynamic.kind == "exponential"
+    assert stage.schedule.dynamic.factor(10**6) == pytest.approx(7)
+    assert to_json(config)["stage"]["adapter"]["rank"] == wanted[1]
+
+
+def test_full_size_stages_make_what_base_and_mid_make():
+    base, mid = training_preset("stage1").stage, training_preset("stage2").stage
+    assert base.generation.plan == Flat(steps=50)
+    assert base.generation.guidance == CFG(5.0)
+    assert mid.generation.plan == Pyramid(steps=(20, 20, 20), zero_init=2)
+    assert mid.generation.guidance == CFGZero(5.0)
+    assert mid.scales == (1, 2, 1)
+    assert training_preset("stage2-post").stage.scales == (1, 1, 1)
+    law = base.noise
+    draws = draw_sigma(50_000, mean=law.mean, std=law.std, uniform_share=law.uniform_share)
+    assert draws.median().item() == pytest.approx(0.5, abs=0.01)
+    assert draws.std().item() == pytest.approx(0.2083, abs=0.003)  # of sigmoid(N(0, 1))
+
+
+def test_corruption_by_stage():
+    early, late = corruption.flow(), corruption.distilling()
+    assert (early.exposure, early.noise, early.down_up) == (0.0, 0.8, 0.1)
+    assert (late.exposure, late.noise, late.down_up) == (0.4, 0.4, 0.0)
+    for config, clean in ((early, 0.1), (late, 0.2)):
+        shares = (config.noise, config.down_up, config.exposure, config.saturation, config.scale)
+        assert 1 - sum(shares) == pytest.approx(clean)
+        assert config.noise_range == pytest.approx((0.0, 1 / 3))
+        assert config.granularity == "frame"
+    assert early.down_up_range == (0.0, 0.1)
+    assert late.exposure_range == (0.3, 1.7)
+
+
+def test_tiny_stage2_starts_from_the_bundled_model():
+    stage = training_preset("tiny-stage2").stage
+    assert stage.initial == BUNDLED
+    assert find_codec(stage.initial) == BUNDLED / "vae"
+    transformer, text = load_networks(stage.initial, stage.transformer)
+    assert transformer.config == stage.transformer
+    assert text.dim == stage.transformer.text_dim
+
+
+def test_the_tiny_pyramid_is_shifted_as_the_published_one():
+    """At the three numbers of tokens of the tiny chunk (training.md, 10.2)."""
+    for kind, factors in (("exponential", (5.09, 2.11, 1.70)), ("linear", (1.63, 0.75, 0.53))):
+        schedule = generation.tiny_pyramid_schedule(kind)
+        found = [schedule.dynamic.factor(tokens) for tokens in (864, 216, 54)]
+        assert found == pytest.approx(factors, abs=0.006)
+        assert not schedule.lag
+    assert math.isinf(schedule.dynamic.max_mu)
