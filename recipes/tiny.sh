@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The bundled model from nothing: autoencoder, transformer with text encoder, then the package's
-# assets. About half an hour on one H200. Called from the repository's root:
+# The tiny models from nothing: autoencoder, transformer with text encoder (Base), the same on three
+# scales (Mid), then the package's assets. About 45 minutes on one H200. Called from the
+# repository's root:
 #
 #   recipes/tiny.sh [OUT]                       # steps as in the presets
-#   CODEC_SECONDS=900 STAGE1_SECONDS=900 recipes/tiny.sh [OUT]   # by the clock instead
+#   CODEC_SECONDS=900 STAGE1_SECONDS=900 STAGE2_SECONDS=700 recipes/tiny.sh [OUT]   # by the clock
+#   HELIOS=".venv/bin/torchrun --standalone --nproc-per-node 2 -m helios" recipes/tiny.sh [OUT]
 #
 # OUT keeps logs, checkpoints, samples and the model of each run. A run that was interrupted goes on
 # when the script is called again.
@@ -20,6 +22,9 @@ $helios train tiny-codec --out "$out/codec" --resume auto $(length "${CODEC_SECO
 # shellcheck disable=SC2046
 $helios train tiny-stage1 --codec "$out/codec" --out "$out/stage1" --resume auto \
   $(length "${STAGE1_SECONDS:-}")
+# shellcheck disable=SC2046
+$helios train tiny-stage2 --initial "$out/stage1" --out "$out/stage2" --resume auto \
+  $(length "${STAGE2_SECONDS:-}")
 
 echo "==> $assets"
 mkdir -p "$assets"

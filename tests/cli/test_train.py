@@ -68,6 +68,42 @@ def test_both_presets_one_after_the_other(tmp_path, capsys):
     assert train("tiny-codec", "--out", codec, "--resume", "auto", settings=longer) == 4
 
 
+PYRAMID = [
+    *(setting for setting in SMALL if ".height" not in setting and ".width" not in setting),
+    *(setting for setting in STAGE1 if "generation" not in setting),
+    "stage.data.height=64",
+    "stage.data.width=64",
+    "stage.generation.height=64",
+    "stage.generation.width=64",
+    "stage.generation.plan.steps=1,1,1",
+]
+
+
+def test_stage2_starts_from_the_run_of_stage1_without_the_same_remedy(tmp_path):
+    codec, one, two = tmp_path / "codec", tmp_path / "stage1", tmp_path / "stage2"
+    without = ("--ablation", "no-anchor", "--ablation", "no-corruption")
+    assert train("tiny-codec", "--out", codec, settings=SMALL + CODEC) == 0
+    quick = [*SMALL, *STAGE1, "stage.sample_clips=0"]
+    assert train("tiny-stage1", "--codec", codec, "--out", one, *without, settings=quick) == 0
+    start = ("tiny-stage2", "--initial", one, "--out", two)
+    assert train(*start, settings=PYRAMID) == 4
+    assert train(*start, *without, settings=PYRAMID) == 0
+    index = json.loads((two / "model/model_index.json").read_text())
+    assert index["_class_name"] == "HeliosPyramidPipeline"
+    network = json.loads((two / "model/transformer/config.json").read_text())
+    assert network["without_anchor"] is True
+    schedule = json.loads((two / "model/scheduler/scheduler_config.json").read_text())
+    assert (schedule["stages"], schedule["shift_mode"]) == (3, "consistent")
+    words = (
+        "a red ball bounces on green grass",
+        "--model",
+        two / "model",
+        "-o",
+        tmp_path / "a.mp4",
+    )
+    assert run(["generate", *map(str, words), "--num-frames", "40", "--device", "cpu"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -78,6 +114,10 @@ def test_both_presets_one_after_the_other(tmp_path, capsys):
         (["tiny-codec", "--set", "trainer.optimizer.lr=nan"], 2, "finite"),
         (["tiny-codec", "--resume", "/nowhere"], 4, "not a checkpoint"),
         (["tiny-codec", "--device", "tpu"], 2, "device"),
+        (["tiny-stage2", "--initial", "/nowhere"], 4, "no autoencoder"),
+        (["tiny-stage2", "--ablation", "no_anchor"], 2, "did you mean no-anchor"),
+        (["tiny-stage2", "--set", "stage.data.height=48"], 2, "multiples of 64"),
+        (["stage2"], 2, "--initial"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, words, code, said):
