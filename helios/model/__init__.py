@@ -7,6 +7,7 @@ from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_ad
 from helios.model.lora_file import load_adapter, save_adapter
 from helios.model.packed import PackedBlock, packed_block, packed_forward
 from helios.model.transformer import HeliosTransformer
+from helios.model.wan import WAN_CLASS, load_wan
 from helios.model.weights import (
     cast,
     check_transformer,
@@ -18,6 +19,7 @@ from helios.model.weights import (
 )
 
 __all__ = [
+    "WAN_CLASS",
     "Adapter",
     "Adapters",
     "HeliosTransformer",
@@ -33,6 +35,7 @@ __all__ = [
     "init_memory_patches",
     "load_adapter",
     "load_transformer",
+    "load_wan",
     "new_adapter",
     "packed_block",
     "packed_forward",

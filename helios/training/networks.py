@@ -18,8 +18,16 @@ from helios.conditioning import TextEncoder, load_text_encoder, tiny_umt5, word_
 from helios.data.scenes import VOCABULARY, caption, sample_scenes
 from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
-from helios.model import HeliosTransformer, TransformerConfig, load_transformer, reset_parameters
+from helios.model import (
+    WAN_CLASS,
+    HeliosTransformer,
+    TransformerConfig,
+    load_transformer,
+    load_wan,
+    reset_parameters,
+)
 from helios.pipeline import GenerationConfig, Pipeline, Video
+from helios.storage import read_json
 from helios.training.sheet import write_sheet
 
 if TYPE_CHECKING:
@@ -79,11 +87,15 @@ def new_networks(
 def load_networks(folder: Path, config: TransformerConfig) -> tuple[HeliosTransformer, TextEncoder]:
     """The transformer and the text encoder of a model or run folder, float32 on the CPU.
 
+    A bidirectional model of Wan serves as well: see `helios.model.load_wan`.
+
     Raises:
         CheckpointError: if there is no model, or its transformer is another than ``config``.
     """
     model = find_model(folder)
-    transformer = load_transformer(model / "transformer")
+    part = model / "transformer"
+    bidirectional = read_json(part / "config.json").get("_class_name") == WAN_CLASS
+    transformer = load_wan(part) if bidirectional else load_transformer(part)
     other = [
         f"{item.name} is {getattr(transformer.config, item.name)}"
         for item in fields(config)
