@@ -20,6 +20,7 @@ from helios.cli.generate import generate
 from helios.cli.plan import plan
 from helios.cli.precompute import precompute
 from helios.cli.pull import pull
+from helios.cli.serve import serve, studio
 from helios.cli.train import train
 
 __all__ = ["app", "main", "run"]
@@ -59,6 +60,8 @@ app.command()(pull)
 app.command()(plan)
 app.command()(export)
 app.command()(bench)
+app.command()(serve)
+app.command()(studio)
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(precompute, name="precompute")
 

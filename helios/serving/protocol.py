@@ -24,13 +24,18 @@ from helios.geometry import CHUNK_FRAMES, FPS
 from helios.words import check_prompt
 
 __all__ = [
+    "MAX_AREA",
+    "MAX_JOB_FRAMES",
+    "OPENAI_SIZES",
     "SUBPROTOCOL",
     "ClientMessage",
     "CreateVideo",
     "ExtendVideo",
+    "Fault",
     "Generation",
     "InputReference",
     "Lora",
+    "PromptText",
     "RemixVideo",
     "SessionBranch",
     "SessionExtend",
@@ -346,3 +351,14 @@ def client_message(value: Any) -> ClientMessage:
         pydantic.ValidationError: for anything else.
     """
     return _client.validate_python(value)
+
+
+class Fault(_Strict):
+    """``POST /test/faults`` of a server that was started for tests."""
+
+    kind: Literal[
+        "out_of_memory", "non_finite", "error", "hang", "crash", "slow", "disk_full", "disk_free"
+    ]
+    after: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[Float, Field(ge=0, le=600)] = 0.0
+    worker: Annotated[int, Field(ge=0, le=63)] = 0

@@ -1,0 +1,181 @@
+"""``helios serve`` and ``helios studio``: the API, the live protocol and the page."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from helios.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from helios.serving import Limits, ServeConfig
+
+__all__ = ["serve", "studio"]
+
+Models = Annotated[
+    list[str] | None, typer.Option("--model", help="tiny, a hub id or a folder (repeatable).")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of results, sessions and the journal.")
+]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", help="Adapter NAME=FILE to offer (repeatable).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+LimitsSet = Annotated[
+    list[str] | None, typer.Option("--limit", help="A limit as NAME=VALUE (repeatable).")
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    model: Models = None,
+    workers: Annotated[int, typer.Option(help="Processes per model.")] = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    lora: Loras = None,
+    data: Data = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Keys, one per line: KEY or NAME KEY.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name the server is reached by (repeatable).")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Page that may use it (repeatable).")
+    ] = None,
+    limit: LimitsSet = None,
+    open_metrics: Annotated[bool, typer.Option(help="/metrics without a key.")] = False,
+    insecure_no_auth: Annotated[
+        bool, typer.Option(help="Listen on a public address without a key.")
+    ] = False,
+    test_faults: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve videos: OpenAI's video API, live streams, and the studio page."""
+    values = _common(model, device, dtype, lora, data)
+    config = _config(
+        **values,
+        host=host,
+        port=port,
+        workers=workers,
+        keys=_keys(api_key_file),
+        hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
+        limits=_limits(limit or []),
+        metrics_open=open_metrics,
+        insecure=insecure_no_auth,
+        faults=test_faults,
+    )
+    _run(config, open_browser=False)
+
+
+def studio(
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
+    model: Models = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    lora: Loras = None,
+    data: Data = None,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Open the studio: watch a video being made, and steer it while it plays."""
+    values = _common(model, device, dtype, lora, data)
+    config = _config(**values, port=port, limits=_limits(["lifetime=0", "idle=86400"]))
+    _run(config, open_browser=browser)
+
+
+def _run(config: ServeConfig, *, open_browser: bool) -> None:
+    from helios.serving import BrokenModelError
+    from helios.serving import serve as run
+
+    def announce(address: str) -> None:
+        print(f"helios is ready at {address}", file=sys.stderr, flush=True)
+        if open_browser:
+            import webbrowser
+
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    print(f"loading {', '.join(config.models)} …", file=sys.stderr, flush=True)
+    try:
+        run(config, announce=announce)
+    except BrokenModelError as error:
+        raise _as_local(error.kind)(str(error)) from None
+
+
+def _as_local(kind: str) -> type[Exception]:
+    """The class that gives a worker's failure its exit code."""
+    if kind == "MemoryError":
+        return MemoryError
+    if kind == "ValueError":
+        return ValueError
+    return CheckpointError
+
+
+def _common(
+    model: list[str] | None, device: str, dtype: str, lora: list[str] | None, data: Path | None
+) -> dict[str, Any]:
+    loras: dict[str, Path] = {}
+    for text in lora or []:
+        name, equals, file = text.partition("=")
+        if not equals or not name or not file:
+            raise ValueError(f"--lora must be NAME=FILE, got {text!r}")
+        if not Path(file).is_file():
+            raise InputError(f"lora {file} does not exist")
+        loras[name] = Path(file)
+    values: dict[str, Any] = {"device": device, "dtype": dtype, "loras": loras}
+    if model:
+        values["models"] = tuple(model)
+    if data is not None:
+        values["data"] = data
+    return values
+
+
+def _config(**values: Any) -> ServeConfig:
+    from helios.serving import ServeConfig
+
+    return ServeConfig(**values)
+
+
+def _keys(path: Path | None) -> dict[str, str]:
+    import os
+
+    from helios.serving import read_keys
+
+    text = os.environ.get("HELIOS_API_KEYS", "")
+    if path is not None:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"the key file {path} cannot be read") from None
+    if path is None and not text:
+        return {}
+    keys = read_keys(text)
+    for name, key in keys.items():
+        if len(key) < 32:
+            print(
+                f"warning: key {name} has {len(key)} characters; use 32 random ones",
+                file=sys.stderr,
+            )
+    return keys
+
+
+def _limits(settings: list[str]) -> Limits:
+    from helios.serving import Limits
+
+    kinds = {name: type(value) for name, value in vars(Limits()).items()}
+    values: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or name not in kinds:
+            raise ValueError(f"--limit must be NAME=VALUE with one of {', '.join(kinds)}: {text!r}")
+        try:
+            values[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"--limit {name} must be a number, got {value!r}") from None
+    return Limits(**values)

@@ -1,0 +1,498 @@
+"""File jobs: accepted work that is done whatever happens, or says why not.
+
+A job is in exactly one of queued, in_progress, completed and failed. Every change of that is in
+the journal before anybody is told. The worker only sends fragments; this process writes them, so
+a worker that was replaced can publish nothing (specification "reliability", 3.4 and 3.7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios.files import sync
+from helios.geometry import CHUNK_FRAMES, chunk_count
+from helios.media import plain_mp4
+from helios.serving.errors import ApiError, job_error
+from helios.serving.journal import Record
+from helios.serving.logs import log
+from helios.serving.protocol import CreateVideo, ExtendVideo
+from helios.serving.recording import Recording
+from helios.serving.requests import check_request, length_of, loras_of, worker_request
+from helios.serving.sessions import state_name
+from helios.serving.store import is_id, new_id
+from helios.serving.supervisor import StreamHandle, WorkerProcess
+from helios.serving.transport import Message
+
+if TYPE_CHECKING:
+    from helios.serving.service import Service
+
+__all__ = ["Job", "Jobs"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ACTIVE = ("queued", "in_progress")
+
+
+class Job:
+    """A job that waits or runs.
+
+    Attributes:
+        record: in the journal.
+        recording: what there is of it, once it runs.
+        started: when, by the monotonic clock.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.recording: Recording | None = None
+        self.stream: StreamHandle | None = None
+        self.ending: str | None = None
+        """Code of the failure that was asked for: cancelled, server_shutdown."""
+        self.version = 0
+        self.accepted = time.monotonic()
+        self._watchers: set[asyncio.Event] = set()
+        self.stopped = asyncio.Event()
+
+    def changed(self) -> None:
+        """Tell everybody who watches."""
+        self.version += 1
+        for event in self._watchers:
+            event.set()
+
+    async def change(self, seen: int, timeout: float) -> int:
+        """Wait until there is something newer than version ``seen``; the version there is then."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            if self.version == seen:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), timeout)
+            return self.version
+        finally:
+            self._watchers.discard(event)
+
+    def end(self, code: str) -> None:
+        """Stop as soon as can be."""
+        self.ending = self.ending or code
+        self.stopped.set()
+
+
+class Jobs:
+    """All file jobs of a server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._active: dict[str, Job] = {}
+        self._queue: list[Job] = []
+        self._served: dict[str, float] = {}
+        self._sending: set[str] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._queue)
+
+    def is_active(self, name: str) -> bool:
+        """Whether a job waits or runs."""
+        return name in self._active
+
+    def active(self, name: str) -> Job | None:
+        """The job, while it waits or runs."""
+        return self._active.get(name)
+
+    def place(self, name: str) -> int:
+        """Place in the queue, 1 is next; 0: not waiting."""
+        names = [job.record.id for job in self._queue]
+        return names.index(name) + 1 if name in names else 0
+
+    async def recover(self) -> None:
+        """After a start: what waited waits again, what ran has failed."""
+        for record in list(self._service.journal.all("video")):
+            status = record.document["status"]
+            if status == "queued":
+                self._enqueue(Job(record))
+            elif status == "in_progress":
+                await self._fail(Job(record), "server_restarted")
+
+    # ------------------------------------------------------------------------------- accepting
+
+    async def create(self, asked: CreateVideo, owner: str, **more: Any) -> Record:
+        """Accept a job; it is durable when this returns.
+
+        Raises:
+            ApiError: for what cannot be made, 429 ``queue_full``, 507.
+        """
+        service = self._service
+        worker = self._worker(asked.model)
+        request, warnings = worker_request(asked, worker.info["size_multiple"])
+        check_request(request, worker.info)
+        for name in loras_of(asked):
+            if name not in worker.info["loras"]:
+                raise ApiError(400, "invalid_value", f"there is no lora {name!r}", "loras")
+        self.check_room(owner)
+        media = await service.uploads.reference(asked.input_reference, owner)
+        defaults = worker.info["defaults"]
+        fps = request.get("fps") or defaults["fps"]
+        frames = length_of(asked.seconds, asked.num_frames, fps) or defaults["num_frames"]
+        request["num_frames"] = frames
+        request.pop("seconds", None)
+        width = request.get("width") or defaults["width"]
+        height = request.get("height") or defaults["height"]
+        document = {
+            "worker_request": request,
+            "media": media,
+            "loras": loras_of(asked),
+            "model": worker.model,
+            "prompt": _shown(asked.prompt),
+            "size": f"{width}x{height}",
+            "fps": fps,
+            "num_frames": frames,
+            "warnings": warnings,
+            **more,
+        }
+        return await self._accept(document, owner)
+
+    async def remix(self, old: Record, prompt: str, seed: int | None, owner: str) -> Record:
+        """The same request with another prompt, and the same noise unless a seed is given."""
+        self.check_room(owner)
+        document = {
+            key: old.document[key]
+            for key in ("media", "loras", "model", "size", "fps", "num_frames")
+        }
+        request = dict(old.document["worker_request"]) | {"prompt": prompt}
+        made = old.document.get("settings") or {}
+        chosen = seed if seed is not None else made.get("seed", request.get("seed"))
+        if chosen is not None:
+            request["seed"] = chosen
+        document |= {
+            "worker_request": request,
+            "prompt": prompt,
+            "warnings": [],
+            "remixed_from": old.id,
+        }
+        return await self._accept(document, owner)
+
+    async def extend(self, old: Record, asked: ExtendVideo, owner: str) -> Record:
+        """A job whose result is the finished video ``old`` and what follows it, bit for bit."""
+        if old.document["status"] != "completed":
+            raise ApiError(409, "video_not_ready", "the video is not complete yet", "video")
+        self.check_room(owner)
+        fps = old.document["fps"]
+        add = length_of(asked.seconds, asked.num_frames, fps) or 4 * CHUNK_FRAMES
+        document = {key: old.document[key] for key in ("loras", "model", "size", "fps")}
+        document |= {
+            "worker_request": old.document["worker_request"],
+            "media": None,
+            "prompt": asked.prompt or old.document["prompt"],
+            "num_frames": old.document["num_frames"] + add,
+            "warnings": [],
+            "extends": {"id": old.id, "chunk": old.document["state_chunk"]},
+            "new_prompt": asked.prompt,
+        }
+        if asked.seed is not None:
+            document["warnings"].append("seed has no effect: the video goes on with its own noise")
+        return await self._accept(document, owner)
+
+    def check_room(self, owner: str) -> None:
+        """Refuse a new job while the queue is full.
+
+        Raises:
+            ApiError: 429 ``queue_full``, 503, 507.
+        """
+        service, limits = self._service, self._service.config.limits
+        service.check_accepting()
+        own = sum(1 for job in self._active.values() if job.record.owner == owner)
+        if len(self._queue) + len(self._sending) >= limits.queue or own >= limits.per_key:
+            raise ApiError(
+                429, "queue_full", "too many jobs wait already", headers={"Retry-After": "5"}
+            )
+        service.store.check_room()
+
+    def _worker(self, model: str | None) -> WorkerProcess:
+        workers = self._service.supervisor.of_model(model)
+        known = next((worker for worker in workers if worker.info), None)
+        if known is None:
+            raise ApiError(503, "not_ready", "the model is still being loaded")
+        return known
+
+    async def _accept(self, document: dict[str, Any], owner: str) -> Record:
+        record = Record(new_id("video"), "video", owner)
+        record.document = {"status": "queued", "progress": 0, "error": None, **document}
+        record.document["expires"] = time.time() + self._service.config.limits.ttl
+        self._sending.add(record.id)
+        try:
+            await asyncio.to_thread(self._service.store.make, record.id)
+            await self._service.journal.put(record)
+        except OSError as error:
+            log("job_not_accepted", detail=str(error))
+            self._service.store.remove(record.id)
+            raise ApiError(507, "insufficient_storage", "the job cannot be stored") from None
+        finally:
+            self._sending.discard(record.id)
+        self._enqueue(Job(record))
+        return record
+
+    def _enqueue(self, job: Job) -> None:
+        self._active[job.record.id] = job
+        self._queue.append(job)
+        self._count()
+
+    def _count(self) -> None:
+        metrics = self._service.metrics
+        metrics.queue_depth.set(len(self._queue))
+        metrics.jobs_active.set(len(self._active) - len(self._queue))
+        self._service.supervisor.notify()
+
+    # --------------------------------------------------------------------------------- finding
+
+    def find(self, name: str, owner: str) -> Record:
+        """The record of a job.
+
+        Raises:
+            ApiError: 404 ``video_not_found``.
+        """
+        record = self._service.journal.get(name, owner) if is_id(name, "video") else None
+        if record is None:
+            raise ApiError(404, "video_not_found", "there is no such video")
+        return record
+
+    async def cancel(self, record: Record) -> None:
+        """End a job that waits or runs; a finished one stays as it is."""
+        job = self._active.get(record.id)
+        if job is None:
+            return
+        job.end("cancelled")
+        if job in self._queue:
+            self._queue.remove(job)
+            await self._fail(job, "cancelled")
+            return
+        seen = job.version
+        while self._active.get(record.id) is job:
+            seen = await job.change(seen, 1.0)
+
+    async def delete(self, record: Record) -> None:
+        """End and forget a job with its files."""
+        await self.cancel(record)
+        await self._service.forget(record)
+
+    # ---------------------------------------------------------------------------------- making
+
+    async def work(self, worker: WorkerProcess) -> None:
+        """Make jobs on ``worker``, one after the other, for ever."""
+        while True:
+            job = self._next(worker)
+            if job is None:
+                await self._service.supervisor.change(timeout=5.0)
+                continue
+            self._queue.remove(job)
+            worker.job = job
+            try:
+                await self._run(job, worker)
+            except Exception as error:
+                log("job_failed", job=job.record.id, kind=type(error).__name__, detail=str(error))
+                await self._fail(job, "internal_error")
+            finally:
+                worker.job = None
+                self._count()
+
+    def _next(self, worker: WorkerProcess) -> Job | None:
+        """The oldest job of whoever was served longest ago."""
+        if not worker.ready or self._service.draining:
+            return None
+        fitting = [job for job in self._queue if job.record.document["model"] == worker.model]
+        if not fitting:
+            return None
+        job = min(fitting, key=lambda job: self._served.get(job.record.owner, 0.0))
+        self._served[job.record.owner] = time.monotonic()
+        return job
+
+    async def _run(self, job: Job, worker: WorkerProcess) -> None:
+        record = job.record
+        record.document["status"] = "in_progress"
+        self._count()
+        await self._service.journal.put(record)
+        job.changed()
+        try:
+            job.stream = await self._open(job, worker)
+            folder = self._service.store.folder(record.id)
+            job.recording = await asyncio.to_thread(Recording.begin, folder, job.stream.header)
+            record.document["settings"] = job.stream.info["settings"]
+            record.document["warnings"] += job.stream.info["warnings"]
+            code = await self._consume(job)
+            if code is None:
+                await self._finish(job, folder)
+        except ApiError as error:
+            code = error.code
+            log("job_refused", job=record.id, code=code, detail=error.message)
+        except OSError as error:
+            log("job_storage", job=record.id, detail=str(error))
+            code = "insufficient_storage" if error.errno in FULL else "internal_error"
+        finally:
+            if job.stream is not None:
+                job.stream.close()
+        if code is not None:
+            await self._fail(job, code)
+
+    async def _open(self, job: Job, worker: WorkerProcess) -> StreamHandle:
+        document = job.record.document
+        begun = document.get("extends")
+        if begun is None:
+            return await worker.open(
+                "open",
+                job.record.id,
+                request=document["worker_request"],
+                media=document["media"],
+                loras=document["loras"],
+                until=None,
+            )
+        old = self._service.journal.get(begun["id"], job.record.owner)
+        if old is None:
+            raise ApiError(404, "video_not_found", "the video to extend is gone")
+        path = self._service.store.folder(old.id) / state_name(begun["chunk"])
+        stream = await worker.open(
+            "resume",
+            job.record.id,
+            path=str(path),
+            num_frames=document["num_frames"],
+            endless=False,
+            settings=old.document["settings"],
+            loras=document["loras"],
+            until=begun["chunk"] - 1,
+        )
+        if document["new_prompt"] is not None:
+            await stream.call("prompt", prompt=document["new_prompt"], transition=0)
+        stream.tell("until", chunk=None)
+        return stream
+
+    async def _consume(self, job: Job) -> str | None:
+        """Take chunks until the end; the code of a failure, none if it is complete."""
+        assert job.stream is not None
+        assert job.recording is not None
+        ending = asyncio.create_task(job.stopped.wait())
+        document = job.record.document
+        chunks = chunk_count(document["num_frames"])
+        try:
+            while True:
+                event = asyncio.create_task(job.stream.events.get())
+                await asyncio.wait({event, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if job.ending is not None:
+                    event.cancel()
+                    return job.ending
+                message, body = event.result()
+                if message["event"] == "chunk":
+                    await asyncio.to_thread(self._store, job.recording, message, body)
+                    job.stream.taken()
+                    document["chunks"] = message["chunk"] + 1
+                    document["progress"] = min(99, 100 * (message["chunk"] + 1) // chunks)
+                    if message["chunk"] == 0:
+                        taken = time.monotonic() - job.accepted
+                        self._service.metrics.first.observe(taken)
+                    job.changed()
+                elif message["event"] == "ended":
+                    return None
+                elif message["event"] == "failed":
+                    return str(message["code"])
+        finally:
+            ending.cancel()
+
+    def _store(self, recording: Recording, message: Message, body: bytes) -> None:
+        self._service.check_disk()
+        names = ("chunk", "start_frame", "frames", "prompt", "timings", "thumbnail")
+        recording.append({name: message[name] for name in names}, body)
+
+    async def _finish(self, job: Job, folder: Path) -> None:
+        """Give the video its name; the job is complete when the journal says so."""
+        assert job.stream is not None
+        assert job.recording is not None
+        document = job.record.document
+        # The last border before which every frame is shown: an extension goes on from there.
+        border = document["num_frames"] // CHUNK_FRAMES
+        saved = folder / state_name(border)
+        await job.stream.call("save", path=str(saved), chunk=border)
+        sources: list[tuple[Path, int | None]] = [(job.recording.path, None)]
+        begun = document.get("extends")
+        if begun is not None:
+            old = self._service.store.folder(begun["id"]) / "video.mp4"
+            sources.insert(0, (old, begun["chunk"] * CHUNK_FRAMES))
+        await asyncio.to_thread(self._publish, job.recording, folder, sources)
+        if job.ending is not None:
+            raise ApiError(409, job.ending, "ended meanwhile")
+        document |= {
+            "status": "completed",
+            "progress": 100,
+            "completed": time.time(),
+            "state_chunk": border,
+            "frames": document["num_frames"],
+        }
+        await self._service.journal.put(job.record)
+        self._done(job, "completed", "")
+        await asyncio.to_thread(_clear, job.recording)
+
+    def _publish(
+        self, recording: Recording, folder: Path, sources: list[tuple[Path, int | None]]
+    ) -> None:
+        self._service.check_disk()
+        shown = recording.chunks[0]["thumbnail"].partition(",")[2]
+        (folder / "thumbnail.jpg").write_bytes(base64.b64decode(shown))
+        plain_mp4(sources, folder / "video.mp4")
+        sync(folder)
+
+    async def _fail(self, job: Job, code: str) -> None:
+        """Nothing of a failed job stays but its record."""
+        document = job.record.document
+        document |= {"status": "failed", "error": job_error(code), "completed": time.time()}
+        folder = self._service.store.folder(job.record.id)
+        await asyncio.to_thread(_empty, folder)
+        if self._service.journal.get(job.record.id) is not None:
+            try:
+                await self._service.journal.put(job.record)
+            except OSError as error:
+                log("job_record_not_written", job=job.record.id, detail=str(error))
+        if code == "non_finite_output":
+            self._service.metrics.nonfinite.inc()
+        self._done(job, "failed", code)
+
+    def _done(self, job: Job, status: str, code: str) -> None:
+        self._active.pop(job.record.id, None)
+        self._service.metrics.jobs.labels(status, code).inc()
+        log("job_done", job=job.record.id, status=status, code=code)
+        job.changed()
+        self._count()
+
+    async def finish(self, grace: float) -> None:
+        """Let running jobs finish within ``grace`` seconds; then they fail."""
+        until = time.monotonic() + grace
+        running = [job for job in self._active.values() if job not in self._queue]
+        while time.monotonic() < until and any(j.record.id in self._active for j in running):
+            await asyncio.sleep(0.05)
+        left = [job for job in running if job.record.id in self._active]
+        for job in left:
+            job.end("server_shutdown")
+        for job in left:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended(job), 2.0)
+
+    async def _ended(self, job: Job) -> None:
+        seen = job.version
+        while job.record.id in self._active:
+            seen = await job.change(seen, 0.5)
+
+
+def _shown(prompt: str | list[tuple[int, str]]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[0][1]
+
+
+def _clear(recording: Recording) -> None:
+    for path in (recording.path, recording.folder / "chunks.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    with suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)

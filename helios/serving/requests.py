@@ -1,0 +1,102 @@
+"""From the wire's names to those of the library: what a worker is asked to make."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from helios.geometry import FPS, check_size
+from helios.serving.errors import ApiError
+from helios.serving.protocol import MAX_AREA, MAX_JOB_FRAMES, OPENAI_SIZES, Generation
+
+__all__ = ["check_request", "length_of", "loras_of", "worker_request"]
+
+_SAME = (
+    "prompt", "negative_prompt", "num_frames", "seconds", "fps", "seed", "steps",
+    "guidance_scale", "motion", "transition_chunks", "anti_drift", "amplify_first_chunk", "shift",
+)  # fmt: skip
+
+
+def worker_request(asked: Generation, multiple: int) -> tuple[dict[str, Any], list[str]]:
+    """The fields of ``helios.Request``, and what has to be said about them.
+
+    Args:
+        asked: what came over the wire.
+        multiple: of pixels that the model's sizes are made of.
+    """
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
+    for name in _SAME:
+        value = getattr(asked, name)
+        if value is not None:
+            values[name] = value
+    if asked.motion is not None and asked.input_reference is None:
+        values.pop("motion")
+        warnings.append("motion has no effect without an input_reference")
+    if asked.width is not None:
+        values |= {"width": asked.width, "height": asked.height}
+    if asked.size is not None:
+        width, height = (int(side) for side in asked.size.split("x"))
+        if asked.size in OPENAI_SIZES:
+            near = _nearest(width, height, multiple)
+            if near != (width, height):
+                warnings.append(f"size {asked.size} was taken as {near[0]}x{near[1]}")
+            width, height = near
+        values |= {"width": width, "height": height}
+    return values, warnings
+
+
+def _nearest(width: int, height: int, multiple: int) -> tuple[int, int]:
+    """The nearest size that can be made, not above the bounds of the server."""
+    scale = min(1.0, math.sqrt(MAX_AREA / (width * height)), 1280 / max(width, height))
+    sides = [int(side * scale / multiple) * multiple for side in (width, height)]
+    return sides[0], sides[1]
+
+
+def loras_of(asked: Generation) -> dict[str, float]:
+    """Scale of every adapter."""
+    return {lora.name: lora.scale for lora in asked.loras}
+
+
+def length_of(seconds: float | None, num_frames: int | None, fps: int | None) -> int | None:
+    """Frames asked for, none if the checkpoint decides."""
+    if seconds is not None:
+        return max(1, min(MAX_JOB_FRAMES, round(seconds * (fps or FPS))))
+    return num_frames
+
+
+def check_request(values: dict[str, Any], model: dict[str, Any]) -> None:
+    """Refuse at once what the model's worker would refuse later.
+
+    Args:
+        values: of ``worker_request``.
+        model: what the worker said of itself.
+
+    Raises:
+        ApiError: 400 ``invalid_value``, with the field.
+    """
+    defaults, scales = model["defaults"], model["scales"]
+    height, width = values.get("height"), values.get("width")
+    if width is not None and height is not None:
+        try:
+            check_size(height, width, scales)
+        except ValueError as error:
+            raise ApiError(400, "invalid_value", str(error), "size") from None
+    steps = values.get("steps")
+    if steps is not None and (1 if isinstance(steps, int) else len(steps)) != scales:
+        text = "one number" if scales == 1 else f"{scales} numbers"
+        raise ApiError(400, "invalid_value", f"steps must be {text} for this model", "steps")
+    if isinstance(steps, tuple) and scales == 1:
+        values["steps"] = steps[0]
+    scale = values.get("guidance_scale")
+    if defaults["distilled"] and scale is not None and scale > 1:
+        raise ApiError(
+            400, "invalid_value", "guidance_scale must be 1 for a distilled model", "guidance_scale"
+        )
+    if values.get("amplify_first_chunk") and scales == 1:
+        raise ApiError(
+            400,
+            "invalid_value",
+            "amplify_first_chunk needs a model with three scales",
+            "amplify_first_chunk",
+        )
