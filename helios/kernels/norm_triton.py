@@ -104,21 +104,21 @@ def norm_kernel(
         if OFFSET:
             second = tl.load(second_ptr + table, mask=inside, other=0.0).to(tl.float32)
 
-    for token in range(begin, end):
-        row = token.to(tl.int64)
+    for index in range(end - begin):
+        row = begin.to(tl.int64) + index
         x = tl.load(x_ptr + sample * x_batch + row * x_row + column, mask=inside, other=0.0)
         wide = x.to(tl.float32)
         if ADD != 0:
-            there = inside & (token >= update_from)
+            there = inside & (row >= update_from)
             place = sample * update_batch + (row - update_from) * update_row + column
             update = tl.load(update_ptr + place, mask=there, other=0.0).to(tl.float32)
             if ADD == 2:
                 update *= gate
             rounded = (wide + update).to(x.dtype)
             place = (sample * length + row) * width + column
-            tl.store(total_ptr + place, rounded, mask=inside & (token >= total_from))
+            tl.store(total_ptr + place, rounded, mask=inside & (row >= total_from))
             wide = rounded.to(tl.float32)
-        if NORM != 0 and token >= norm_from:
+        if NORM != 0 and row >= norm_from:
             if NORM == 2:
                 mean = tl.sum(wide, axis=0) / width
                 wide = tl.where(inside, wide - mean, 0.0)

@@ -77,7 +77,8 @@ def norm_rope_e4m3(
         from helios.kernels import rope_triton
 
         return rope_triton.norm_rope_e4m3(x, weight, cos, sin, eps, factor)
-    heads = plain_norm_rope(x, weight, cos, sin, eps).float() * factor[:, None]
+    normal = plain_rms_norm(x, weight, eps).float().unflatten(-1, (-1, 2 * cos.shape[-1]))
+    heads = apply_rope(normal, cos, sin) * factor[:, None]
     return heads.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 

@@ -56,8 +56,8 @@ def norm_rope_kernel(
         factor = tl.load(factor_ptr + head, mask=head < heads, other=0.0)
     pair = tl.arange(0, CHANNELS // 2)
 
-    for token in range(begin, end):
-        row = token.to(tl.int64)
+    for index in range(end - begin):
+        row = begin.to(tl.int64) + index
         x = tl.load(x_ptr + sample * x_batch + row * x_row + place, mask=inside, other=0.0)
         wide = x.to(tl.float32)
         square = tl.sum(tl.sum(wide * wide, axis=1), axis=0)
