@@ -3,6 +3,7 @@
 from helios.conditioning.prompts import MAX_PROMPT, Blend, PromptTrack, check_prompt
 from helios.conditioning.text import (
     TextEncoder,
+    check_text_encoder,
     clean_prompt,
     load_text_encoder,
     save_text_encoder,
@@ -18,6 +19,7 @@ __all__ = [
     "PromptTrack",
     "TextEncoder",
     "check_prompt",
+    "check_text_encoder",
     "clean_prompt",
     "fit",
     "image_start",

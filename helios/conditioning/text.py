@@ -17,6 +17,7 @@ from torch import nn
 
 from helios import storage
 from helios.errors import CheckpointCorruptError, CheckpointError
+from helios.storage import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TextEncoder",
+    "check_text_encoder",
     "clean_prompt",
     "load_text_encoder",
     "save_text_encoder",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 WEIGHTS_NAME = "model.safetensors"
+SHARED, ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+"""Both names of the embedding; a file has either or both."""
 TEXT_LENGTH = 512
 """Rows of the published model, used where a tokenizer's configuration names no length."""
 
@@ -156,18 +160,21 @@ def load_text_encoder(
         CheckpointCorruptError: if a file is truncated or unreadable.
         CheckpointError: if a file is missing or does not fit its configuration.
     """
-    tokenizer = _load_tokenizer(folder / "tokenizer")
-    encoder = _empty_encoder(folder / "text_encoder")
-    tensors = storage.read_tensors(folder / "text_encoder", WEIGHTS_NAME)
+    encoder, tokenizer, weights = _matched(folder)
+    tensors = dict(weights.read())
     _place(encoder, tensors, device, dtype)
     storage.assign(encoder, tensors, str(folder / "text_encoder"))
     encoder.tie_weights()
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the text encoder has rows "
-            f"for {encoder.config.vocab_size}"
-        )
     return TextEncoder(encoder, tokenizer).eval()
+
+
+def check_text_encoder(folder: Path) -> None:
+    """Check by the small files and headers alone that ``load_text_encoder`` would succeed.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    _matched(folder)
 
 
 def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
@@ -178,7 +185,7 @@ def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
         "dtype": str(encoder.dtype).removeprefix("torch."),
     }
     tensors = dict(model.state_dict())
-    del tensors["encoder.embed_tokens.weight"]  # the same tensor as shared.weight
+    del tensors[ALIAS]  # the same tensor
     target = folder / "text_encoder"
     storage.write_tensors(target, tensors, WEIGHTS_NAME)
     storage.write_json(target / "config.json", config)
@@ -297,15 +304,31 @@ def _empty_encoder(folder: Path) -> Any:
         raise CheckpointError(f"{folder / 'config.json'} is not usable ({reason})") from None
 
 
+def _matched(folder: Path) -> tuple[Any, PreTrainedTokenizerFast, Weights]:
+    """The empty encoder, its tokenizer, and the weights that fit it, the embedding once."""
+    tokenizer = _load_tokenizer(folder / "tokenizer")
+    encoder = _empty_encoder(folder / "text_encoder")
+    entries = dict(storage.open_weights(folder / "text_encoder", WEIGHTS_NAME).entries)
+    if SHARED in entries:
+        entries.pop(ALIAS, None)
+    table = entries.get(SHARED, entries.get(ALIAS))
+    both = {} if table is None else {SHARED: table, ALIAS: table}
+    storage.check_entries(encoder, Weights(entries | both), str(folder / "text_encoder"))
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the text encoder has rows "
+            f"for {encoder.config.vocab_size}"
+        )
+    return encoder, tokenizer, Weights(entries)
+
+
 def _place(
     encoder: Any, tensors: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> None:
     """Convert ``tensors`` one by one and give the tied embedding both of its names."""
-    shared, alias = "shared.weight", "encoder.embed_tokens.weight"
     # float16 cannot hold what the last projection of a block puts out (transformers' own rule).
     wide = tuple(encoder._keep_in_fp32_modules or ()) if dtype == torch.float16 else ()
     for name, tensor in tensors.items():
         kept = any(part in name.split(".") for part in wide)
         tensors[name] = tensor.to(device=device, dtype=torch.float32 if kept else dtype)
-    if shared in tensors or alias in tensors:
-        tensors[alias] = tensors[shared] = tensors[shared if shared in tensors else alias]
+    tensors[SHARED] = tensors[ALIAS] = tensors[SHARED if SHARED in tensors else ALIAS]

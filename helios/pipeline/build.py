@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from helios.codec import check_codec, load_codec, save_codec
-from helios.conditioning import load_text_encoder, save_text_encoder
+from helios.conditioning import check_text_encoder, load_text_encoder, save_text_encoder
 from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, solver_from_json
 from helios.errors import CheckpointError, UnsafeCheckpointError
 from helios.geometry import FPS
@@ -33,7 +33,6 @@ from helios.storage import (
     SHARD_BYTES,
     contained,
     manifest_of,
-    open_weights,
     read_json,
     write_json,
 )
@@ -56,7 +55,6 @@ BUNDLED = ("tiny",)
 SETTINGS_NAME = "helios.json"
 """Our own file beside ``model_index.json``: what the model makes by default. Others ignore it."""
 DIFFUSERS_FORMAT = "0.36.0"
-TEXT_WEIGHTS = "model.safetensors"
 
 _CLASSES: dict[str, tuple[str, ...]] = {
     "transformer": ("HeliosTransformer3DModel",),
@@ -258,7 +256,7 @@ def check_weights(model: ModelFolder) -> None:
     check_transformer(model.folder / "transformer")
     check_codec(model.folder / "vae")
     if model.has_text_encoder:
-        open_weights(model.folder / "text_encoder", TEXT_WEIGHTS)
+        check_text_encoder(model.folder)
 
 
 def _component(index: dict[str, Any], part: str) -> str | None:

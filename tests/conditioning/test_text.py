@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, T5TokenizerFast, UMT5Config, UMT5Encoder
 
 from helios.conditioning import (
     TextEncoder,
+    check_text_encoder,
     clean_prompt,
     load_text_encoder,
     save_text_encoder,
@@ -275,6 +276,33 @@ def test_sharded_weights_of_transformers_load(tmp_path: Path) -> None:
     assert (tmp_path / "text_encoder" / "model.safetensors.index.json").is_file()
     again = load_text_encoder(tmp_path)
     assert (again.encode(PROMPTS) - encoder.encode(PROMPTS)).abs().max() == 0
+
+
+@pytest.mark.parametrize("names", [("alias",), ("shared", "alias")])
+def test_the_embedding_may_have_either_name_or_both(tmp_path: Path, names: tuple[str, ...]) -> None:
+    encoder = tiny()
+    save_text_encoder(encoder, tmp_path)
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors.pop("shared.weight")
+    stored = {"shared": "shared.weight", "alias": "encoder.embed_tokens.weight"}
+    tensors |= {stored[name]: table.clone() for name in names}
+    save_file(tensors, path, metadata={"format": "pt"})
+    check_text_encoder(tmp_path)
+    again = load_text_encoder(tmp_path)
+    assert again.encoder.shared.weight is again.encoder.encoder.embed_tokens.weight
+    assert (again.encode(PROMPTS) - encoder.encode(PROMPTS)).abs().max() == 0
+
+
+def test_what_does_not_fit_is_found_by_headers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_text_encoder(tiny(), tmp_path)
+    edit(tmp_path / "text_encoder" / "config.json", d_ff=64)
+    monkeypatch.setattr("helios.storage.Weights.read", lambda *_: pytest.fail("read"))
+    for look in (check_text_encoder, load_text_encoder):
+        with pytest.raises(CheckpointError, match="does not fit its configuration"):
+            look(tmp_path)
 
 
 class Marker:
