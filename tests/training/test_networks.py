@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -41,3 +42,20 @@ def test_networks_of_another_shape_are_named():
 def test_unseen_prompts_repeat_with_their_seed():
     assert unseen_prompts(3, 1) == unseen_prompts(5, 1)[:3]
     assert unseen_prompts(3, 1) != unseen_prompts(3, 2)
+
+
+def test_a_bidirectional_model_serves_as_a_start(tmp_path):
+    from diffusers import WanTransformer3DModel
+
+    from helios.model import TransformerConfig
+
+    size = {"num_attention_heads": 1, "attention_head_dim": 12, "ffn_dim": 8, "num_layers": 1}
+    size |= {"text_dim": 160, "freq_dim": 8}
+    WanTransformer3DModel(**size).save_pretrained(tmp_path / "transformer")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(TINY / part, tmp_path / part)
+    (tmp_path / "model_index.json").write_text("{}")
+    config = TransformerConfig(**size, rope_dim=(4, 4, 4))
+    transformer, text = load_networks(tmp_path, config)
+    assert transformer.config == config
+    assert text.dim == 160
