@@ -4,7 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from helios.distributed import World
+from helios.pipeline import load
 from helios.presets import override, training_preset
 from helios.training import train
 
@@ -32,6 +35,37 @@ def test_both_presets_learn(tmp_path):
     assert report["unseen_loss"] < 2
     assert losses(tmp_path / "stage1")[-1] < 0.8 * losses(tmp_path / "stage1")[0]
     assert (tmp_path / "stage1/model/model_index.json").is_file()
+
+
+def test_stage2_learns_and_its_result_makes_three_chunks(tmp_path):
+    short = [*RING, "trainer.log_every=10", "trainer.optimizer.warmup_steps=10"]
+    settings = [*short, "trainer.steps=50", "stage.batch=16", "stage.validation_clips=8"]
+    config = override(training_preset("tiny-stage2"), [*settings, "stage.sample_clips=1"])
+    report = train(config, tmp_path, device="cuda")
+    assert report["unseen_loss"] < 1.5
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    pipe = load(tmp_path / "model", device="cuda")
+    video = pipe("a red ball bounces on green grass", num_frames=99, seed=1, steps=(2, 2, 2))
+    assert video.frames.shape == (99, 128, 192, 3)
+
+
+def test_packed_and_compiled_or_not_the_loss_is_the_same():
+    settings = [*RING, "stage.batch=8", "stage.sample_clips=0"]
+    found = []
+    for packed, compiled in ((True, True), (True, False), (False, False)):
+        config = override(training_preset("tiny-stage2"), [*settings, f"stage.packed={packed}"])
+        world = World(device=torch.device("cuda", 0))
+        stage = config.stage.build(world, seed=0, compiled=compiled)
+        stage.prepare()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = stage.loss(stage.batch(0.0))
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in stage.model.parameters() if p.grad is not None]
+        )
+        found.append([loss.item(), norm.item()])
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
+    assert found[2] == pytest.approx(found[0], rel=2e-2)
 
 
 def test_a_resumed_run_goes_on(tmp_path):
