@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from helios.diffusion import pyramid
 from helios.evaluation import Arm, Subject, Visit, visit_of
-from helios.geometry import CHUNK_FRAMES
+from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS
 from helios.history import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
 from helios.model import published_name
 
@@ -73,7 +73,7 @@ class DiffusersArm(Arm):
         generator = torch.Generator(self.subject.device).manual_seed(seed)
         with lent_factor(self.subject), self._delivering(arrivals):
             arrivals.append(time.perf_counter())
-            self.pipeline(
+            latents = self.pipeline(
                 prompt_embeds=self.subject.text,
                 height=self.subject.height,
                 width=self.subject.width,
@@ -82,8 +82,8 @@ class DiffusersArm(Arm):
                 generator=generator,
                 pyramid_num_inference_steps_list=list(steps),
                 output_type="latent",
-            )
-        return visit_of(arrivals)
+            ).frames
+        return visit_of(arrivals, latents[0, :, :CHUNK_LATENTS].float().cpu())
 
     @contextmanager
     def _delivering(self, arrivals: list[float]) -> Iterator[None]:

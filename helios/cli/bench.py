@@ -56,7 +56,7 @@ def bench(
     A chunk is 33 frames, decoder and copy to the host included. With --against, both engines run
     on the same tensors in one process, taking turns.
     """
-    from helios.evaluation import BenchConfig, hardware, report
+    from helios.evaluation import BenchConfig, hardware, own_arms, report
     from helios.evaluation import bench as run
     from helios.pipeline import pick_device, pick_dtype
     from helios.storage import write_json
@@ -77,7 +77,7 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     place = pick_device(device)
     subject = _subject(model, place, pick_dtype(dtype, place), size, layers, seed)
-    makers: list[Callable[[], Arm]] = [*_own(subject)]
+    makers: list[Callable[[], Arm]] = own_arms(subject)
     if rival is not None:
         makers += rival.arms(subject)
     makers = _without(makers, skip or ())
@@ -190,26 +190,3 @@ def _size(text: str) -> tuple[int, int]:
         raise ValueError(f"size must be WIDTHxHEIGHT, such as 640x384, got {text!r}") from None
     check_size(height, width, 3)
     return width, height
-
-
-def _own(subject: Subject) -> list[Callable[[], Arm]]:
-    """Makers of this package's arms, the simplest first."""
-    from helios.evaluation import PipelineArm
-    from helios.pipeline import GenerationConfig, Pipeline
-    from helios.presets import generation
-
-    def plain() -> Arm:
-        defaults = generation.distilled()
-        defaults = GenerationConfig(
-            height=subject.height,
-            width=subject.width,
-            plan=defaults.plan,
-            guidance=None,
-            distilled=True,
-        )
-        pipeline = Pipeline(
-            subject.transformer, subject.codec, None, defaults, subject.schedule, name=subject.name
-        )
-        return PipelineArm("helios", "exact", pipeline, subject)
-
-    return [plain]

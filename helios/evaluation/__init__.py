@@ -12,6 +12,7 @@ from helios.evaluation.metrics import (
     save_judge,
 )
 from helios.evaluation.reading import ObjectReading, Reading, reading_of, verdicts
+from helios.evaluation.arms import own_arms
 from helios.evaluation.subject import Subject, random_codec, random_transformer
 from helios.evaluation.throughput import (
     Arm,
@@ -46,6 +47,7 @@ __all__ = [
     "load_judge",
     "measure",
     "moving_psnr",
+    "own_arms",
     "psnr",
     "random_codec",
     "random_transformer",

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helios.diffusion import Denoiser
 from helios.evaluation.subject import Subject, reference_velocity
 from helios.geometry import CHUNK_FRAMES, latent_size
 from helios.pipeline import Pipeline, Request, decode_flops, find_machine, forward_flops
@@ -69,12 +70,16 @@ class Visit:
     """One stream of an arm.
 
     Attributes:
-        first: seconds from the request to the first frames on the host.
+        first: seconds from the request to the first chunk on the host.
         seconds: of every chunk after the first, from arrival to arrival.
+        latents: of the first chunk ``[16, 9, h, w]``, on the CPU.
+        first_frame: seconds from the request to the first frame, where it comes alone.
     """
 
     first: float
     seconds: list[float]
+    latents: Tensor
+    first_frame: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,11 @@ class PipelineArm(Arm):
         self.name, self.kind = name, kind
         self.pipeline = pipeline
         self.subject = subject
+        self._denoiser: Denoiser | None = None
 
     def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
         """Stream through the public interface."""
+        self._denoiser = None
         request = Request(
             prompt_embeds=self.subject.text,
             height=self.subject.height,
@@ -166,15 +173,22 @@ class PipelineArm(Arm):
             amplify_first_chunk=False,
             seed=seed,
         )
+        alone: list[float] = []
+        latents = torch.empty(0)
         arrivals = [time.perf_counter()]
-        for _ in self.pipeline.stream(request):
+        for chunk in self.pipeline.stream(
+            request, first_frame=lambda _: alone.append(time.perf_counter())
+        ):
             arrivals.append(time.perf_counter())
-        return visit_of(arrivals)
+            if chunk.index == 0:
+                latents = chunk.latents
+        return visit_of(arrivals, latents, alone[0] - arrivals[0])
 
     def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
         """As the sampler asks for it."""
-        denoiser = self.pipeline.denoiser(self.subject.text, self.subject.window)
-        return denoiser(x, timestep)
+        if self._denoiser is None:
+            self._denoiser = self.pipeline.denoiser(self.subject.text, self.subject.window)
+        return self._denoiser(x, timestep)
 
     def frames(self, latents: Tensor) -> Tensor:
         """By the pipeline's decoder."""
@@ -189,10 +203,10 @@ class PipelineArm(Arm):
         return (self.pipeline.transformer, self.pipeline.codec.network)
 
 
-def visit_of(arrivals: Sequence[float]) -> Visit:
+def visit_of(arrivals: Sequence[float], latents: Tensor, first_frame: float | None = None) -> Visit:
     """A visit from the moment of the request and the arrival of every chunk."""
     gaps = [late - early for early, late in pairwise(arrivals)]
-    return Visit(gaps[0], gaps[1:])
+    return Visit(gaps[0], gaps[1:], latents, first_frame)
 
 
 def bench(
@@ -273,7 +287,7 @@ class _Run:
         return {
             "kind": arm.kind,
             "start_seconds": round(ready, 2),
-            "cold_first_frames_seconds": round(first.first, 3),
+            "cold_first_chunk_seconds": round(first.first, 3),
             "forward": [spread.to_json() for spread in forwards],
             "decode": decoding.to_json(),
             "error": [self._error(arm, i) for i in range(len(self.inputs))],
@@ -288,7 +302,7 @@ class _Run:
     def compare(self, arms: Sequence[Arm], plan: tuple[int, ...]) -> None:
         """All arms on one plan, in turn and back again."""
         seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
-        firsts: dict[str, list[float]] = {arm.name: [] for arm in arms}
+        visits: dict[str, list[Visit]] = {arm.name: [] for arm in arms}
         peaks: dict[str, int] = {}
         for turn in range(self.config.rounds):
             for arm in arms if turn % 2 == 0 else reversed(arms):
@@ -296,16 +310,19 @@ class _Run:
                     continue
                 with arm.active():
                     visit, peak = self._visit(arm, plan)
-                firsts[arm.name].append(visit.first)
+                visits[arm.name].append(visit)
                 seconds[arm.name] += visit.seconds[self.config.warm - 1 :]
                 peaks[arm.name] = max(peak, peaks.get(arm.name, 0))
                 fps = CHUNK_FRAMES / statistics.median(seconds[arm.name])
                 self.note(f"{arm.name} at {plan}: {fps:.2f} frames/s")
+        # The same seed means the same noise for all, so the first exact arm is a measure for them.
+        exact = next((visits[arm.name] for arm in arms if arm.kind == "exact"), [])
         for arm in arms:
             if seconds[arm.name]:
-                self.arms[arm.name]["plans"][_name(plan)] = self._figures(
-                    plan, seconds[arm.name], firsts[arm.name], peaks[arm.name]
-                )
+                figures = self._figures(plan, seconds[arm.name], visits[arm.name], peaks[arm.name])
+                if exact:
+                    figures["latents"] = _distance(visits[arm.name][0].latents, exact[0].latents)
+                self.arms[arm.name]["plans"][_name(plan)] = figures
 
     def _visit(self, arm: Arm, plan: tuple[int, ...]) -> tuple[Visit, int]:
         """One stream and the bytes at its peak: the arm's weights and what it needed beside."""
@@ -321,14 +338,16 @@ class _Run:
         return visit, beside + self.arms[arm.name]["weight_bytes"]
 
     def _figures(
-        self, plan: tuple[int, ...], seconds: list[float], firsts: list[float], peak: int
+        self, plan: tuple[int, ...], seconds: list[float], visits: Sequence[Visit], peak: int
     ) -> dict[str, Any]:
         spread = Spread.of(seconds)
+        alone = [visit.first_frame for visit in visits if visit.first_frame is not None]
         flops = self._flops(plan)
         most = find_machine(self.subject.device).flops
         return spread.to_json() | {
             "frames_per_second": round(CHUNK_FRAMES / spread.median, 3),
-            "first_frames_seconds": round(min(firsts), 4),
+            "first_chunk_seconds": round(min(visit.first for visit in visits), 4),
+            "first_frame_seconds": round(min(alone), 4) if alone else None,
             "mfu": None if most is None else round(flops / spread.median / most, 4),
             "peak_bytes": peak,
         }

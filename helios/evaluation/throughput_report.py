@@ -73,17 +73,20 @@ def _speed(arms: Mapping[str, Any], plan: str) -> Iterator[str]:
     yield ""
     yield (
         "| engine | kind | frames/s | against the best baseline | chunk ms: median | min | p90 | "
-        "first frames ms | MFU | peak GiB |"
+        "first frame ms | first chunk ms | MFU | peak GiB | latents against exact |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for name, row in rows.items():
         ratio = "" if best is None else f"{row['frames_per_second'] / best:.2f} x"
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
         peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
+        alone = row["first_frame_seconds"]
+        first = "" if alone is None else f"{1e3 * alone:.0f}"
+        apart = f"{row['latents']['relative_l2']:.1e}" if "latents" in row else ""
         yield (
             f"| {name} | {arms[name]['kind']} | {row['frames_per_second']:.2f} | {ratio} | "
             f"{row['median_ms']:.0f} | {row['min_ms']:.0f} | {row['p90_ms']:.0f} | "
-            f"{1e3 * row['first_frames_seconds']:.0f} | {mfu} | {peak} |"
+            f"{first} | {1e3 * row['first_chunk_seconds']:.0f} | {mfu} | {peak} | {apart} |"
         )
     yield ""
 

@@ -2,11 +2,13 @@
 
 from helios.model.config import TransformerConfig
 from helios.model.denoiser import bind
+from helios.model.graphs import Graphs
 from helios.model.initial import init_memory_patches, reset_parameters
 from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_adapter
 from helios.model.lora_file import load_adapter, save_adapter
 from helios.model.packed import PackedBlock, packed_block, packed_forward
-from helios.model.transformer import HeliosTransformer
+from helios.model.reuse import HistoryMemory, forward_noisy, forward_recorded
+from helios.model.transformer import HeliosTransformer, StepRows, TextMemory
 from helios.model.wan import WAN_CLASS, load_wan
 from helios.model.weights import (
     cast,
@@ -22,15 +24,21 @@ __all__ = [
     "WAN_CLASS",
     "Adapter",
     "Adapters",
+    "Graphs",
     "HeliosTransformer",
+    "HistoryMemory",
     "LoraConfig",
     "PackedBlock",
+    "StepRows",
+    "TextMemory",
     "TransformerConfig",
     "adapters_of",
     "bind",
     "cast",
     "check_transformer",
     "empty_transformer",
+    "forward_noisy",
+    "forward_recorded",
     "fp32_names",
     "init_memory_patches",
     "load_adapter",

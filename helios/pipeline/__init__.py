@@ -16,6 +16,7 @@ from helios.pipeline.build import (
     published_defaults,
     save,
 )
+from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubFile, HubId, HubModel
 from helios.pipeline.memory import available_memory, resident_memory
 from helios.pipeline.pipeline import Pipeline
@@ -46,6 +47,8 @@ __all__ = [
     "MACHINES",
     "PUBLISHED",
     "Chunk",
+    "Engine",
+    "EngineConfig",
     "Forecast",
     "GenerationConfig",
     "HubFile",

@@ -7,11 +7,11 @@ the history window and the generator, so memory does not grow with the length of
 from __future__ import annotations
 
 import secrets
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ from helios.conditioning import (
     image_start,
     video_start,
 )
-from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, sample
+from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, steps
 from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
 from helios.pipeline.adapters import LoraLoading
+from helios.pipeline.delivery import Clock, Delivery, Outlet
+from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.extend import extend
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
@@ -57,7 +59,14 @@ class Pipeline(LoraLoading):
         defaults: what is made when a request does not say.
         schedule: noise schedule the network was trained with.
         name: what the model is called in the settings of a video.
+        engine: how forward passes are made.
+
+    Attributes:
+        ahead: whether a stream begins a chunk before the one before it is delivered; None: where
+            that helps, which is on CUDA.
     """
+
+    ahead: bool | None = None
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class Pipeline(LoraLoading):
         schedule: ScheduleConfig,
         *,
         name: str = "",
+        engine: EngineConfig | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -76,6 +86,7 @@ class Pipeline(LoraLoading):
         self.defaults = defaults
         self.schedule = schedule
         self.name = name
+        self._engine = Engine(transformer, engine)
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +97,32 @@ class Pipeline(LoraLoading):
     def dtype(self) -> torch.dtype:
         """Dtype the network computes in."""
         return self.transformer.dtype
+
+    @property
+    def engine(self) -> Engine:
+        """What makes the forward passes of this pipeline's transformer."""
+        if self._engine.transformer is not self.transformer:
+            self._engine = Engine(self.transformer, self._engine.config)
+        return self._engine
+
+    def accelerate(self, config: EngineConfig) -> None:
+        """Make forward passes in another way from the next chunk on."""
+        with self._weights:
+            self._engine = Engine(self.transformer, config)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether streams begin a chunk before the one before it is delivered."""
+        if self.ahead is not None:
+            return self.ahead
+        # Without graphs the host would be busy launching while a chunk waits for it.
+        return self.engine.graphed or self.codec.device != self.device
+
+    def decode_on(self, device: torch.device | str) -> None:
+        """Move the autoencoder to another device, such as a second GPU: it decodes one chunk there
+        while the transformer makes the next.
+        """
+        self.codec.to(device)
 
     def __call__(self, prompt: Any = None, **fields: Any) -> Video | list[Video]:
         """Make a whole video, or a list of them if ``num_videos`` is more than one.
@@ -108,10 +145,16 @@ class Pipeline(LoraLoading):
         ]
         return videos if request.num_videos > 1 else videos[0]
 
-    def stream(self, request: Request) -> Iterator[Chunk]:
+    def stream(self, request: Request, *, first_frame: FirstFrame | None = None) -> Iterator[Chunk]:
         """Make a video chunk by chunk; each is yielded as soon as it is decoded.
 
         The request is checked, and its image or video read, before this returns.
+
+        Args:
+            request: what to make.
+            first_frame: called with the first frame of the video ``uint8 [H, W, 3]``, which is
+                decoded alone before the rest of its chunk; it equals the frame in the chunk up to
+                rounding.
 
         Raises:
             ValueError: for a field that is wrong.
@@ -119,7 +162,7 @@ class Pipeline(LoraLoading):
         _check_single(request)
         resolved = self.defaults.resolve(request, self.schedule, endless=True)
         media = self._prepare(request, resolved)
-        return self._chunks(request, resolved, _seed(request), media)
+        return self._chunks(request, resolved, _seed(request), media, first_frame)
 
     def session(self, request: Request, *, keep: int = KEPT_CHUNKS) -> Session:
         """A stream with controls between chunks; see ``Session``.
@@ -216,6 +259,8 @@ class Pipeline(LoraLoading):
                 settings[field] = "array"
         if self.loras:
             settings["lora"] = self.loras
+        if self.engine.config.approximations:
+            settings["approximations"] = self.engine.config.approximations
         return settings
 
     def _video(
@@ -289,9 +334,43 @@ class Pipeline(LoraLoading):
             )
 
     def _chunks(
-        self, request: Request, resolved: Resolved, seed: int | None, media: Tensor | None
+        self,
+        request: Request,
+        resolved: Resolved,
+        seed: int | None,
+        media: Tensor | None,
+        first_frame: FirstFrame | None = None,
     ) -> Iterator[Chunk]:
-        yield from self._session(request, resolved, seed, media, keep=0)
+        """A stream without controls: while one chunk is decoded and fetched, the next is begun.
+
+        The first chunk is not held up by the second.
+        """
+        generator, state = self._opening(request, resolved, seed, media)
+        texts = self.texts(request, resolved)
+        ahead = self.runs_ahead
+        waiting: _Coming | None = None
+        with Outlet(self.codec, beside=ahead) as outlet:
+            while resolved.chunks is None or state.index < resolved.chunks:
+                alone = first_frame if state.index == 0 else None
+                try:
+                    coming, state = self._begin(
+                        resolved, state, generator, texts, outlet, first=alone is not None
+                    )
+                except Exception:
+                    # What was complete before the failure is delivered before it.
+                    if waiting is not None:
+                        yield waiting.chunk(request.callback)
+                    raise
+                if alone is not None:
+                    alone(coming.delivery.first())
+                if waiting is not None:
+                    yield waiting.chunk(request.callback)
+                waiting = coming
+                if not ahead or coming.index == 0:
+                    yield coming.chunk(request.callback)
+                    waiting = None
+            if waiting is not None:
+                yield waiting.chunk(request.callback)
 
     def _session(
         self,
@@ -302,19 +381,25 @@ class Pipeline(LoraLoading):
         *,
         keep: int,
     ) -> Session:
+        generator, state = self._opening(request, resolved, seed, media)
+        settings = self.describe(request, resolved, seed)
+        return Session(self, request, resolved, state, generator, settings=settings, keep=keep)
+
+    def _opening(
+        self, request: Request, resolved: Resolved, seed: int | None, media: Tensor | None
+    ) -> tuple[torch.Generator, StreamState]:
+        """Where a stream starts: its generator, and what it has to go on."""
         generator = request.generator
         if generator is None:
             generator = torch.Generator(self.device).manual_seed(seed or 0)
         history = self._start(request, resolved, generator, media)
-        state = StreamState(
+        return generator, StreamState(
             index=0,
             history=history,
             random=generator.get_state(),
             track=resolved.track,
             drift=None if resolved.anti_drift is None else DriftMonitor(resolved.anti_drift),
         )
-        settings = self.describe(request, resolved, seed)
-        return Session(self, request, resolved, state, generator, settings=settings, keep=keep)
 
     def advance(
         self, resolved: Resolved, state: StreamState, generator: torch.Generator, texts: Texts
@@ -324,40 +409,38 @@ class Pipeline(LoraLoading):
         Raises:
             FloatingPointError: if the model gives values that are not finite.
         """
-        began = time.perf_counter()
+        with Outlet(self.codec, beside=False) as outlet:
+            coming, after = self._begin(resolved, state, generator, texts, outlet)
+            return coming.chunk(), after
+
+    def _begin(
+        self,
+        resolved: Resolved,
+        state: StreamState,
+        generator: torch.Generator,
+        texts: Texts,
+        outlet: Outlet,
+        *,
+        first: bool = False,
+    ) -> tuple[_Coming, StreamState]:
+        """Sample one chunk and send it; on CUDA this returns before the device is done."""
         index, track, history, drift = state.index, state.track, state.history, state.drift
+        clock = Clock(self.device)
         text = texts.at(index, track)
         latents = self._sample(
             resolved.plan_of(index), resolved, generator, history.window(), text, texts.negative
         )
-        own = latents[0].float().cpu()
-        if not bool(torch.isfinite(own).all()):
-            raise FloatingPointError(
-                f"the model gave values that are not finite in chunk {index}; try dtype=float32"
-            )
-        sampled = time.perf_counter()
-        frames = self._decode(latents)[: resolved.frames_of(index)]
+        clock.stop()
+        delivery = outlet.send(latents, resolved.frames_of(index), first=first)
         kept, measured = latents, {}
         if drift is not None:
-            drift, reading = drift.observe(own[None])
+            drift, reading = drift.observe(latents.float().cpu())
             kept = remembered(latents, reading, generator)
             measured = {f"drift_{key}": value for key, value in vars(reading).items()}
         history = history.append(kept)
         if resolved.moves_anchor and index == 1:
             history = history.moved_anchor(latents[:, :, :1])
-        ended = time.perf_counter()
-        chunk = Chunk(
-            index=index,
-            frames=frames,
-            latents=own,
-            prompt=None if track is None else track.at(index),
-            timings={
-                "sample": sampled - began,
-                "decode": ended - sampled,
-                "total": ended - began,
-                **measured,
-            },
-        )
+        prompt = None if track is None else track.at(index)
         after = StreamState(
             index=index + 1,
             history=history,
@@ -365,7 +448,7 @@ class Pipeline(LoraLoading):
             track=track,
             drift=drift,
         )
-        return chunk, after
+        return _Coming(index, prompt, clock, delivery, measured), after
 
     @torch.no_grad()
     def _start(
@@ -378,22 +461,15 @@ class Pipeline(LoraLoading):
         if media is None:
             rows, columns = latent_size(resolved.height, resolved.width)
             return History.empty(1, LATENT_CHANNELS, rows, columns, device=self.device)
-        media = media.to(self.device)
-        if request.image is not None:
-            return image_start(
-                self.codec,
-                media,
-                generator,
-                image_noise=resolved.image_noise,
-                video_noise=resolved.video_noise,
-            )
-        return video_start(
+        start = image_start if request.image is not None else video_start
+        history = start(
             self.codec,
-            media,
+            media.to(self.device),
             generator,
             image_noise=resolved.image_noise,
             video_noise=resolved.video_noise,
         )
+        return history.to(self.device)
 
     @torch.no_grad()
     def _sample(
@@ -409,26 +485,60 @@ class Pipeline(LoraLoading):
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=self.device)
         rounding = self.dtype if resolved.compat is not None else None
-        denoiser = self.denoiser(text, window)
-        if resolved.guidance is not None and negative is not None:
-            against = self.denoiser(negative, window)
-            denoiser = guide(denoiser, against, resolved.guidance, rounding)
+        x = noise
         with self._weights:
-            return sample(denoiser, plan, noise, resolved.schedule, generator, rounding)
+            denoiser = self.denoiser(text, window)
+            if resolved.guidance is not None and negative is not None:
+                against = self.engine.bind(negative, window)
+                denoiser = guide(denoiser, against, resolved.guidance, rounding)
+            for state in steps(denoiser, plan, noise, resolved.schedule, generator, rounding):
+                self.engine.at(state.timestep)
+                x = state.x
+        return x
 
     def denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
-        """The transformer over one text ``[1, L, D]`` and one window."""
+        """The transformer over one text ``[1, L, D]`` and one window, for a chunk of its own."""
+        self.engine.begin()
+        return self.engine.bind(text, window)
 
-        def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-            velocity: Tensor = self.transformer(x, timestep, text, window)
-            return velocity
 
-        return denoise
+FirstFrame: TypeAlias = "Callable[[NDArray[np.uint8]], object]"
 
-    @torch.no_grad()
-    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        frames = self.codec.decode_uint8(latents)
-        return frames[0].cpu().numpy()
+
+@dataclass(frozen=True)
+class _Coming:
+    """A chunk that was sampled, or on CUDA will have been, and is on its way to the host."""
+
+    index: int
+    prompt: str | None
+    clock: Clock
+    delivery: Delivery
+    measured: dict[str, float]
+
+    def chunk(self, callback: Callable[[Chunk], None] | None = None) -> Chunk:
+        """Wait for it.
+
+        Raises:
+            FloatingPointError: if the model gave values that are not finite.
+        """
+        frames, latents, decoded = self.delivery.wait()
+        if not bool(torch.isfinite(latents).all()):
+            raise FloatingPointError(
+                f"the model gave values that are not finite in chunk {self.index}; "
+                "try dtype=float32"
+            )
+        sampled = self.clock.wait()
+        times = {"sample": sampled, "decode": decoded, "total": sampled + decoded}
+        chunk = Chunk(
+            index=self.index,
+            frames=frames,
+            latents=latents,
+            prompt=self.prompt,
+            timings=times | self.measured,
+        )
+        if callback is not None:
+            callback(chunk)
+        return chunk
 
 
 class Texts:
@@ -436,7 +546,7 @@ class Texts:
 
     def __init__(self, pipeline: Pipeline, request: Request, resolved: Resolved) -> None:
         self._pipeline = pipeline
-        self._given = request.prompt_embeds
+        self._given = None if request.prompt_embeds is None else self._place(request.prompt_embeds)
         self._known: dict[str, Tensor] = {}
         self.negative: Tensor | None = None
         """What guidance moves away from, ``[1, L, D]``; none if guidance is off."""
@@ -451,7 +561,7 @@ class Texts:
         if track is None:
             if self._given is None:
                 raise InputError("give either a prompt or prompt_embeds")
-            return self._place(self._given)
+            return self._given
         blend = track.blend(chunk)
         self._known = {
             text: self._known[text] if text in self._known else self._encode(text)

@@ -16,6 +16,7 @@ def test_both_engines_on_the_same_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["bench", "random-tiny", "--against", "diffusers", *QUICK, "--forwards", "1"]
+    arguments += ["--skip", "history_once_a_scale"]
     code = run([*arguments, "--dtype", "float32", "--steps", "1,1,1", "--out", str(tmp_path)])
     assert code == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -25,7 +26,9 @@ def test_both_engines_on_the_same_weights(
     assert "baseline" in kinds.values()
     for arm in result["arms"].values():
         # float32 against float32: both compute the same function of the same tensors.
-        assert max(part["relative_l2"] for part in arm["error"]) < 1e-4
+        if arm["kind"] != "approximate":
+            assert max(part["relative_l2"] for part in arm["error"]) < 1e-4
+            assert arm["plans"]["1,1,1"]["latents"]["relative_l2"] < 1e-3
         assert arm["decode_error"]["relative_l2"] < 1e-4
         assert arm["plans"]["1,1,1"]["frames_per_second"] > 0
     assert result["hardware"]["diffusers"]

@@ -63,7 +63,7 @@ class Clockwork(Arm):
 
     def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
         self.visits.append(steps)
-        return Visit(9.0, [9.0] + [self.pause] * (chunks - 2))
+        return Visit(9.0, [9.0] + [self.pause] * (chunks - 2), torch.ones(2))
 
     def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
         true = reference_velocity(self.subject, [(x, timestep)])[0]
@@ -145,7 +145,8 @@ def test_reference_is_the_model_in_float32() -> None:
 
 
 def test_visits_and_spreads() -> None:
-    assert visit_of([1.0, 4.0, 5.0, 7.0]) == Visit(3.0, [1.0, 2.0])
+    visit = visit_of([1.0, 4.0, 5.0, 7.0], torch.ones(2), 2.0)
+    assert (visit.first, visit.seconds, visit.first_frame) == (3.0, [1.0, 2.0], 2.0)
     spread = Spread.of([5.0, 1.0, 2.0, 3.0, 4.0])
     assert (spread.median, spread.least, spread.p90, spread.count) == (3.0, 1.0, 5.0, 5)
 
