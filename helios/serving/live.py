@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from helios.serving import protocol
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.logs import log
-from helios.serving.sessions import Session
+from helios.serving.sessions import Session, states_in
 from helios.serving.strict_json import parse_object
 from helios.serving.transport import Message
 
@@ -219,6 +219,7 @@ class LiveConnection:
             warnings=session.warnings,
             chunk_frames=33,
             parent=session.parent,
+            kept=states_in(session.folder),
         )
         first = session.first_chunk if replay_from is None else replay_from
         await self._begin_stream(session, min(first, session.first_chunk))

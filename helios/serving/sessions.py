@@ -273,15 +273,27 @@ class Sessions:
         """A session that shares the beginning of ``old``, on the same worker and place."""
         self._service.store.check_room()
         name = new_id("session")
-        stream = await old.stream.worker.open(
-            "branch",
-            name,
-            stream=old.id,
-            chunk=asked.chunk,
-            prompt=asked.prompt,
-            transition=asked.transition_chunks,
-            seed=asked.seed,
-        )
+        change = {
+            "prompt": asked.prompt,
+            "transition": asked.transition_chunks,
+            "seed": asked.seed,
+        }
+        worker = old.stream.worker
+        if asked.chunk < old.kept[0] and asked.chunk in states_in(old.folder):
+            # Made in an earlier life of the session: only the disk knows this border.
+            stream = await worker.open(
+                "resume",
+                name,
+                path=str(old.folder / state_name(asked.chunk)),
+                num_frames=old.settings["num_frames"],
+                endless=old.settings["num_frames"] is None,
+                settings=old.settings,
+                loras=old.record_.document["loras"],
+                until=None if old._ahead is None else asked.chunk + old._ahead,
+                **change,
+            )
+        else:
+            stream = await worker.open("branch", name, stream=old.id, chunk=asked.chunk, **change)
         record = Record(name, "session", old.record_.owner)
         prompts = [part for part in old.record_.document["prompts"] if part[0] < asked.chunk]
         if asked.prompt is not None:
@@ -330,6 +342,7 @@ class Sessions:
                 settings=settings,
                 loras=document["loras"],
                 until=None if asked.ahead is None else asked.have + asked.ahead,
+                stopped=document.get("over") == "stopped",
             )
             await asyncio.to_thread(recording.cut, chunk)
             session = Session(service, record, stream, recording, place, asked.ahead)

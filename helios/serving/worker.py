@@ -166,6 +166,10 @@ class Worker:
         settings: dict[str, Any],
         loras: dict[str, float],
         until: int | None,
+        stopped: bool = False,
+        prompt: str | None = None,
+        transition: int = 0,
+        seed: int | None = None,
     ) -> dict[str, Any]:
         self._wear(loras)
         keep = keep_for(settings["height"], settings["width"], self._borders)
@@ -173,6 +177,13 @@ class Worker:
         if endless:
             session.extend(None)
         session.settings["seed"] = settings.get("seed")
+        if seed is not None:
+            session = session.branch(session.index, seed=seed)
+            session.settings["branch_seed"] = seed
+        if prompt is not None:
+            session.prompt(prompt, transition)
+        if stopped:
+            session.stop()
         return self._add(stream, session, loras, until)
 
     def _add(

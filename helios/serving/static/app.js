@@ -89,10 +89,18 @@ function showPhase() {
   const { phase } = director;
   document.body.dataset.phase = phase;
   $("welcome").hidden = phase !== "empty";
-  $("transport").hidden = phase === "empty" || player.end === 0;
   $("video").hidden = phase === "empty";
+  glow();
   curtain();
   clocks();
+  pace();
+}
+
+/** Behind a picture that does not fill the stage: its own colours, far out of focus. */
+function glow() {
+  const shown = story.current?.chunk(Math.min(Math.floor(player.time / player.chunkSeconds + 1e-3), story.current.length - 1))?.thumbnail;
+  const url = shown ? `url("${shown}")` : "none";
+  if ($("glow").style.backgroundImage !== url) $("glow").style.backgroundImage = url;
 }
 
 /** What to look at while there is no picture. */
@@ -122,6 +130,7 @@ function progress() {
 
 function pace() {
   const making = director.phase === "making" && player.end > 0;
+  $("transport").hidden = director.phase === "empty" || player.end === 0;
   const speed = player.pace.rate(performance.now() / 1000, player.ready, making);
   const starved = making && player.ready < 0.08;
   $("badge").hidden = !making;
@@ -150,6 +159,7 @@ director.addEventListener("video", ({ detail }) => {
   showPhase();
 });
 director.addEventListener("arrived", showPhase);
+player.addEventListener("chunk", glow);
 player.addEventListener("pace", pace);
 player.addEventListener("time", () => { clocks(); pace(); });
 player.addEventListener("failed", ({ detail }) => banner(`The player stopped: ${detail}. The video itself is not lost; it is in the library.`, { stay: true }));
@@ -344,11 +354,17 @@ async function begin() {
     banner(`The server does not answer: ${error.message}`, { action: "Try again", onaction: begin, stay: true });
     return;
   }
+  if (!settings.model?.defaults) {
+    // The page is there before the weights are.
+    banner("The model is being loaded. You can already write.", { kind: "hint", stay: true });
+    setTimeout(begin, 1000);
+    return;
+  }
+  if ($("banner").dataset.kind === "hint") banner("");
   $("examples").replaceChildren(...cards(settings.small, (text) => { composer.text = text; composer.send(); }));
   if (settings.small) {
     $("welcome-text").textContent = "This is the bundled small model: it knows bouncing balls, spinning cubes and their world, and runs on any computer. Choose a scene, or describe one and press Enter. It plays while it is being made, and you can change your mind on the way.";
   }
-  if (!narrow.matches) $("prompt").focus({ preventScroll: true });
   const last = memory.get("last");
   if (last) {
     const entry = await get(`v1/sessions/${last}`).catch(() => null);
@@ -362,5 +378,6 @@ async function begin() {
 }
 
 setInterval(idle, 5000);
+if (!narrow.matches) $("prompt").focus({ preventScroll: true });
 showPhase();
 begin().then(idle);

@@ -313,7 +313,7 @@ export class Director extends EventTarget {
     take.done = message.reason;
     this.#resuming = null;
     if (take === this.take) {
-      this.#to("done");
+      this.#to(take.length ? "done" : "empty");
       announce(REASONS[message.reason] ?? "The video ended.");
       if (message.reason === "lifetime" || message.reason === "worker") {
         this.#tell("problem", { message: REASONS[message.reason], code: message.reason });

@@ -15,12 +15,19 @@ export function stepsFor(own, share) {
   return Array.isArray(own) ? own.map((count) => part(count, 1)) : part(own, 4);
 }
 
+/** Steps as a person writes them: "6", or "2, 2, 2" for three scales; null if they do not fit. */
+export function stepsOf(text, scales) {
+  const counts = text.split(",").map((part) => Number(part.trim()));
+  if (!text.trim() || counts.length !== scales || counts.some((n) => !Number.isInteger(n) || n < 1 || n > 100)) return null;
+  return scales === 1 ? counts[0] : counts;
+}
+
 /** Events: "change"; "start" when an image or a video was put in or taken out; "prompt" (`detail`: text). */
 export class Settings extends EventTarget {
   models = [];
   start = null;
   #values = { length: "", detail: null, transition: "0", seed: "", model: null, motion: 0.5, loras: {},
-    size: "", guidance: "", negative: "", anti_drift: false, ...memory.get("settings") };
+    size: "", guidance: "", steps: "", negative: "", anti_drift: false, ...memory.get("settings") };
   #loras = [];
 
   async load() {
@@ -47,6 +54,8 @@ export class Settings extends EventTarget {
   get steps() {
     const own = this.defaults.plan?.steps;
     if (own === undefined) return null;
+    const written = stepsOf(this.#values.steps, Array.isArray(own) ? own.length : 1);
+    if (written !== null) return written;
     return stepsFor(own, DETAILS.find(([name]) => name === this.#detail)[2]);
   }
 
@@ -60,7 +69,7 @@ export class Settings extends EventTarget {
     const values = this.#values;
     const request = { prompt, model: this.model?.id, seed: values.seed === "" ? Math.floor(Math.random() * 2 ** 31) : Number(values.seed) };
     if (values.length !== "") request.seconds = Number(values.length);
-    if (this.steps !== null && this.#detail !== "full") request.steps = this.steps;
+    if (this.steps !== null && JSON.stringify(this.steps) !== JSON.stringify(this.defaults.plan.steps)) request.steps = this.steps;
     if (values.size) request.size = values.size;
     if (values.guidance !== "") request.guidance_scale = Number(values.guidance);
     if (values.negative.trim()) request.negative_prompt = values.negative.trim();
@@ -86,7 +95,9 @@ export class Settings extends EventTarget {
     if (scale !== undefined && scale !== null) values.guidance = String(scale);
     const steps = JSON.stringify(settings.steps ?? settings.plan?.steps);
     const level = DETAILS.find(([, , share]) => this.defaults.plan && JSON.stringify(stepsFor(this.defaults.plan.steps, share)) === steps);
+    values.steps = "";
     if (level) values.detail = level[0];
+    else if (steps) values.steps = JSON.parse(steps).toString();
     if (settings.motion !== undefined && settings.motion !== null) values.motion = settings.motion;
     this.#draw();
     this.#changed();
@@ -260,6 +271,11 @@ export class Settings extends EventTarget {
       el("label", { for: "guidance" }, "Guidance"),
       el("input", { id: "guidance", type: "number", min: 0, max: 20, step: 0.5, value: values.guidance, placeholder: own === undefined ? "The model's own" : `The model's own: ${own}`,
         onchange: (event) => this.#set("guidance", event.target.value) }),
+      el("label", { for: "steps" }, "Denoising steps"),
+      el("input", { id: "steps", type: "text", inputMode: "numeric", value: values.steps, placeholder: "As Detail says", onchange: (event) => {
+        this.#set("steps", event.target.value);
+        this.#draw();
+      } }),
       el("label", { for: "negative" }, "What it should not show"),
       el("textarea", { id: "negative", rows: 2, maxLength: 4096, value: values.negative, onchange: (event) => this.#set("negative", event.target.value) }),
       el("label", { class: "check" }, el("input", { type: "checkbox", id: "drift", checked: values.anti_drift, onchange: (event) => this.#set("anti_drift", event.target.checked) }), "Hold colours and contrast on long videos"));

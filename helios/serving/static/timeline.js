@@ -71,8 +71,15 @@ export class Timeline extends EventTarget {
     if (many && take.parent) lane.append(el("span", { class: "joint", "aria-hidden": "true" }));
     lane.append(this.#ribbon(take, first), el("div", { class: "tiles" },
       take.chunks.slice(first - take.from).map((chunk) => this.#build(take, chunk)),
-      current && take.done === null ? [el("span", { class: "coming", "aria-hidden": "true" })] : []));
+      this.#coming(take)));
     return lane;
+  }
+
+  /** Places of the chunks to come, as far as something is promised for them. */
+  #coming(take) {
+    if (take !== this.#story.current || take.done !== null) return [];
+    const count = Math.max(1, (take.pending?.chunk ?? 0) + 1 - take.length);
+    return Array.from({ length: Math.min(count, 40) }, () => el("span", { class: "coming", "aria-hidden": "true" }));
   }
 
   #laneName(take) {
