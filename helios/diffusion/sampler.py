@@ -111,7 +111,8 @@ class SamplerState:
         stage: 0 is the coarsest; always 0 in a flat plan.
         step: steps already taken in this stage.
         sigma: local noise level of ``x``; 0 at the end of a stage.
-        timestep: what the network is told (truncated to a whole number in the pyramid).
+        timestep: what the network is told (in a pyramid a whole number, unless the configuration
+            wants fractions).
         done: ``True`` for the last state only; its ``x`` is the clean chunk.
     """
 
@@ -153,7 +154,7 @@ def steps(
 
     Args:
         denoiser: closed over text and history. It is told one timestep per sample, float32 in a
-            flat plan and int64 in a pyramid.
+            flat plan and int64 in a pyramid without fractional timesteps.
         plan: how many steps, at which resolutions, by which solver.
         noise: standard normal ``[B, C, T, h, w]``, float32, at full resolution.
         config: noise levels of the checkpoint.
@@ -240,15 +241,18 @@ def _pyramid(
         if plan.exits is not None:
             schedule = schedule.cut(plan.exits[stage])
         solver = _solver(plan.solver, schedule, x)
-        times = [int(time) for time in schedule.timesteps.tolist()]
+        exact = config.fractional_timesteps
+        told_as = torch.float32 if exact else torch.int64
+        times = [time if exact else int(time) for time in schedule.timesteps.tolist()]
         sigmas: list[float] = schedule.sigmas.tolist()
         for k, time in enumerate(times):
             yield SamplerState(x, stage, k, sigmas[k], time, done=False)
             if stage == 0 and k < plan.zero_init:
                 velocity = torch.zeros_like(x, dtype=dtype)
             else:
-                told = torch.full((x.shape[0],), time, dtype=torch.int64, device=x.device)
+                told = torch.full((x.shape[0],), time, dtype=told_as, device=x.device)
                 velocity = denoiser(x, told)
             x = solver.step(k, velocity, x)
         last = stage == config.stages - 1
-        yield SamplerState(x, stage, len(times), 0.0, int(schedule.last_timestep), done=last)
+        ended = schedule.last_timestep if exact else int(schedule.last_timestep)
+        yield SamplerState(x, stage, len(times), 0.0, ended, done=last)

@@ -102,6 +102,8 @@ class ScheduleConfig:
         lag: ``True`` computes the dynamic shift from the tokens of the previous, coarser stage, as
             the released pipelines do ("published"); ``False`` from the current stage, as training
             does ("consistent").
+        fractional_timesteps: tell the network of a pyramid the timestep as it is, which is what
+            training does; off: cut to a whole number, as published (training.md, F16).
     """
 
     num_train_timesteps: int = 1000
@@ -111,6 +113,7 @@ class ScheduleConfig:
     stages: int = 3
     dynamic: ShiftLaw | None = None
     lag: bool = False
+    fractional_timesteps: bool = False
 
     def __post_init__(self) -> None:
         """Refuse configurations without a meaning."""
@@ -185,6 +188,7 @@ class ScheduleConfig:
             stages=data.get("stages", 3),
             dynamic=dynamic,
             lag=mode == "published",
+            fractional_timesteps=bool(data.get("fractional_timesteps", False)),
         )
 
     def shifted(self, sigma: Tensor, tokens: int) -> Tensor:
@@ -230,6 +234,8 @@ class ScheduleConfig:
             data |= {name: value for name, (value, usual) in own.items() if value != usual}
         if not self.lag:
             data["shift_mode"] = "consistent"
+        if self.fractional_timesteps:
+            data["fractional_timesteps"] = True
         return data
 
 

@@ -162,6 +162,14 @@ def test_pyramid_states():
     sample(denoise, Pyramid(steps=(1, 1, 1), solver="renoise", amplify=True), full, config)
     assert [t[2][0] for t in told] == times
 
+    told.clear()
+    exact = ScheduleConfig(dynamic=LINEAR, lag=False, fractional_timesteps=True)
+    states = list(steps(denoise, plan, full, exact, generator()))
+    shown = [998.534227, 833.963564, 742.821596, 547.192611, 385.413697, 253.990515]
+    assert [t[2][0] for t in told] == pytest.approx(shown, abs=1e-4)
+    assert {t[1] for t in told} == {torch.float32}
+    assert [s.timestep for s in states if s.sigma] == pytest.approx(shown, abs=1e-4)
+
 
 def test_zero_init_spares_the_denoiser():
     config, calls = ScheduleConfig(), []

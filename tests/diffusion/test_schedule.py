@@ -260,7 +260,10 @@ def test_stages_equal_the_oracle(config, steps, renoise):
         assert constants.end == oracle.end_sigmas[stage]
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, ScheduleConfig(stages=1, lag=True)])
+@pytest.mark.parametrize(
+    "config",
+    [*CONFIGS, ScheduleConfig(stages=1, lag=True), ScheduleConfig(fractional_timesteps=True)],
+)
 @pytest.mark.parametrize("solver", ["unipc", "euler", "renoise"])
 def test_json_round_trip(config, solver):
     data = config.to_json(solver)
