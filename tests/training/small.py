@@ -1,15 +1,20 @@
 """The real stages, as small as they can be: 32x48 pixels, some thousand parameters."""
 
+from dataclasses import replace
+
 from helios.codec import AutoencoderConfig
 from helios.data import RingConfig
-from helios.diffusion import CFG, Flat, ScheduleConfig
-from helios.model import TransformerConfig
+from helios.diffusion import CFG, Flat, Pyramid, ScheduleConfig, ShiftLaw
+from helios.model import LoraConfig, TransformerConfig
 from helios.pipeline import GenerationConfig
 from helios.training import (
+    AdversarialConfig,
     CodecStageConfig,
+    OdeConfig,
     OptimizerConfig,
     RunConfig,
     Stage1Config,
+    Stage3Config,
     TextSize,
     TrainingConfig,
 )
@@ -75,6 +80,68 @@ def stage1_config(codec, **changes):
         batch=8,
         generation=generation,
         schedule=ScheduleConfig(stages=1, shift=2.0),
+        validation_clips=2,
+        sample_clips=1,
+        sample_chunks=1,
+    )
+    return RunConfig(stage=stage, trainer=trainer_config(**changes))
+
+
+SQUARE = replace(RING, height=64, width=64, groups=2, refresh_every=0)
+"""The smallest picture with three scales."""
+LINEAR = ScheduleConfig(dynamic=ShiftLaw(kind="linear", base_tokens=8, max_tokens=160))
+DISTILLED = GenerationConfig(
+    height=64,
+    width=64,
+    plan=Pyramid(steps=(2, 2, 2), solver="renoise", amplify=True),
+    guidance=None,
+    distilled=True,
+)
+
+
+def distillable(codec):
+    """A stage whose result is a model of three scales."""
+    plan = Pyramid(steps=(2, 2, 2))
+    return replace(
+        stage1_config(codec).stage,
+        data=SQUARE,
+        generation=GenerationConfig(height=64, width=64, plan=plan, guidance=CFG(2.0)),
+        schedule=replace(LINEAR, dynamic=replace(LINEAR.dynamic, kind="exponential")),
+    )
+
+
+def ode_config(models, trajectories, **changes):
+    stage = OdeConfig(
+        transformer=stage1_config(None).stage.transformer,
+        initial=models / "mid",
+        trajectories=trajectories,
+        sections=2,
+        batch=2,
+        generation=DISTILLED,
+        schedule=LINEAR,
+        sample_clips=1,
+        sample_chunks=1,
+    )
+    return RunConfig(stage=stage, trainer=trainer_config(**changes))
+
+
+def stage3_config(models, **changes):
+    stage = Stage3Config(
+        transformer=stage1_config(None).stage.transformer,
+        initial=models / "mid",
+        teacher=models / "base",
+        data=SQUARE,
+        sections=2,
+        wordings=2,
+        batch=4,
+        text_share=0.5,
+        critic=LoraConfig(rank=4, memory_patches="frozen"),
+        critic_optimizer=OptimizerConfig(lr=3e-3, betas=(0.0, 0.999), warmup_steps=0),
+        student_every=2,
+        guidance=2.0,
+        adversarial=AdversarialConfig(blocks=(0,), width=8, groups=2),
+        generation=DISTILLED,
+        schedule=LINEAR,
         validation_clips=2,
         sample_clips=1,
         sample_chunks=1,

@@ -1,0 +1,426 @@
+"""Stage 3, second part: a few-step student by distribution matching (training.md, 6).
+
+A student and a critic learn in turn. The student makes a chunk in a few steps from a real, damaged
+past; two scores say where it should have gone. Both scores are one frozen network, the teacher: as
+it is, it knows the real distribution; with the critic's adapter on, which follows what the student
+makes, the student's. The critic learns every step, the student every fifth.
+
+Student, teacher and critic are the same class, and the student is sampled as the pipeline does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from helios.conditioning import TextEncoder
+from helios.data import Batch
+from helios.diffusion import CFG, Pyramid, combine, mix, to_clean, velocity
+from helios.distributed import World
+from helios.geometry import check_size
+from helios.history import CorruptionConfig, DropConfig, HistoryWindow, corrupt
+from helios.model import HeliosTransformer, LoraConfig, adapters_of, bind, new_adapter
+from helios.training.adversarial import (
+    AdversarialConfig,
+    Discriminator,
+    cached_gradient,
+    draw_crop,
+    heads_loss,
+    judge,
+    student_loss,
+)
+from helios.training.dmd import DynamicRenoise, matching_gradient, matching_loss
+from helios.training.examples import Example, cut_example, read_tokens
+from helios.training.flow_stage import FlowConfig, FlowStage
+from helios.training.model_stage import ModelStage
+from helios.training.networks import load_networks, parts_of
+from helios.training.optim import OptimizerConfig
+from helios.training.rollout import draw_exits, simulate
+from helios.training.stage import Player
+
+__all__ = ["Stage3", "Stage3Config"]
+
+CRITIC = "critic"
+TIMESTEPS = 1000.0
+NOTHING = DropConfig(all=1.0, i2v=0.0, v2v=0.0)
+"""Text to video: the whole past is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage3Config(FlowConfig):
+    """How a student is distilled; ``initial`` is what it starts from.
+
+    Attributes:
+        teacher: model folder of the flat model whose frozen transformer is both scores.
+        text_share: share of a batch that has no past, text to video; the others keep some of it,
+            shortened as ``drop`` says. Only these are made with an amplified plan.
+        student_corruption: what the student's past suffers beyond ``corruption``, which the
+            scores do not see; none: nothing.
+        critic: what its adapter learns.
+        critic_optimizer: of adapter and heads.
+        student_every: steps of the critic for one of the student.
+        guidance: scale of the real score, in the convention where 1 is none.
+        renoise: at which levels the scores are asked; the critic learns at uniform ones.
+        adversarial: the adversarial term; none: without.
+    """
+
+    teacher: Path | None = None
+    text_share: float = 0.4
+    student_corruption: CorruptionConfig | None = None
+    critic: LoraConfig = field(default_factory=lambda: LoraConfig(rank=256))
+    critic_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    student_every: int = 5
+    guidance: float = 4.0
+    renoise: DynamicRenoise = field(default_factory=DynamicRenoise)
+    adversarial: AdversarialConfig | None = None
+    text_learns: bool = False
+    caption_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        super().__post_init__()
+        if self.student_every < 1:
+            raise ValueError(f"student_every must be at least 1, got {self.student_every}")
+        if not 0 <= self.text_share <= 1:
+            raise ValueError(f"text_share must be from 0 to 1, got {self.text_share}")
+        if self.sections < 2 and self.text_share < 1:
+            raise ValueError("sections must be at least 2: later ones have a past")
+        if self.text_learns or self.caption_dropout:
+            raise ValueError("text_learns must be false and caption_dropout 0 in stage 3")
+        CFG(self.guidance)
+        plan = self.generation.plan
+        if not isinstance(plan, Pyramid) or plan.solver != "renoise":
+            raise ValueError(f"generation.plan must follow the few-step rule, got {plan}")
+        if len(plan.steps) != self.schedule.stages or self.schedule.lag:
+            raise ValueError("generation.plan and a consistent schedule must have the same stages")
+        check_size(self.data.height, self.data.width, self.schedule.stages)
+
+    @property
+    def plan(self) -> Pyramid:
+        """The few-step plan of the student."""
+        assert isinstance(self.generation.plan, Pyramid)
+        return self.generation.plan
+
+    def build(self, world: World, *, seed: int, compiled: bool) -> Stage3:
+        """The stage with the parameters of ``initial``, and a critic that is still the teacher.
+
+        Raises:
+            ValueError: if a folder is not named.
+            CheckpointError: if a folder does not hold what it should.
+        """
+        return Stage3(self, world, seed=seed, compiled=compiled)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Real sections with their damaged pasts, those without a past first.
+
+    Attributes:
+        clean: ``[B, C, 9, h, w]`` the sections.
+        window: their pasts as the scores see them.
+        own: their pasts as the student sees them.
+        text: ``[B, L, D]`` captions as the student reads them.
+        score_text: as the teacher reads them.
+        progress: share of the run that is over.
+    """
+
+    clean: Tensor
+    window: HistoryWindow
+    own: HistoryWindow
+    text: Tensor
+    score_text: Tensor
+    progress: float
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+class Group(NamedTuple):
+    """Samples of a batch that are made with the same plan."""
+
+    part: slice
+    plan: Pyramid
+
+
+class Noised(NamedTuple):
+    """A sample on its way: ``x = (1 - sigma) clean + sigma noise``."""
+
+    x: Tensor
+    noise: Tensor
+    sigma: Tensor
+
+    @property
+    def timestep(self) -> Tensor:
+        """What the teacher is told."""
+        return TIMESTEPS * self.sigma
+
+
+class Stage3(FlowStage):
+    """A student and a critic that learn in turn; see `FlowStage` for data and results."""
+
+    config: Stage3Config
+
+    def __init__(self, config: Stage3Config, world: World, *, seed: int, compiled: bool) -> None:
+        super().__init__(config, world, seed=seed, compiled=compiled)
+        if config.teacher is None:
+            raise ValueError(
+                "this preset needs a teacher: give --set stage.teacher=DIR, a model of stage 1"
+            )
+        teacher, text = load_networks(config.teacher, config.transformer)
+        self._teacher: HeliosTransformer = teacher.to(world.device).requires_grad_(False)
+        self._teacher_text = text.to(world.device).requires_grad_(False)
+        student_text = parts_of(self.model)[1]
+        if student_text.tokenizer.get_vocab() != text.tokenizer.get_vocab():
+            raise ValueError(f"{config.initial} and {config.teacher} know different words")
+        adapter = new_adapter(self._teacher, config.critic)
+        adapters_of(self._teacher).add(CRITIC, adapter)
+        self._critic = nn.ModuleDict({"adapter": adapter})
+        self._heads: Discriminator | None = None
+        if config.adversarial is not None:
+            if max(config.adversarial.blocks) >= config.transformer.num_layers:
+                raise ValueError(
+                    f"stage.adversarial.blocks must be below {config.transformer.num_layers}, "
+                    f"got {config.adversarial.blocks}"
+                )
+            self._heads = Discriminator(
+                config.adversarial, config.transformer.width, config.transformer.out_channels
+            ).to(world.device)
+            self._critic["heads"] = self._heads
+        if compiled:
+            self._compile(self._teacher)
+        with torch.no_grad():
+            self._unconditional = read_tokens(self._teacher_text, self._empty)
+        self._progress = 0.0
+        # The same on every rank, so that no rank waits for another's longer rollout.
+        self._choices = torch.Generator().manual_seed(seed)
+
+    def _networks(self) -> tuple[HeliosTransformer, TextEncoder]:
+        return ModelStage._networks(self)  # never fresh ones
+
+    def players(self, optimizer: OptimizerConfig) -> Mapping[str, Player]:
+        """The student, whose average is the result, and the critic."""
+        return {
+            "student": Player(module=self.model, loss=self.loss, optimizer=optimizer),
+            "critic": Player(
+                module=self._critic,
+                loss=self.critic_loss,
+                optimizer=self.config.critic_optimizer,
+                averaged=False,
+            ),
+        }
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The student learns in the first step and in every ``student_every``-th after it."""
+        due = step % self.config.student_every == 0
+        return ("student", "critic") if due else ("critic",)
+
+    def batch(self, progress: float) -> Batch:
+        """Random clips of the ring."""
+        self._progress = progress
+        return super().batch(progress)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The student's: distribution matching, and the adversarial term if there is one."""
+        config = self.config
+        windows = self.windows(batch)
+        made = self.rollout(windows)
+        with torch.no_grad():
+            noised = self._noised(made.detach(), config.renoise, windows.progress)
+            real, fake = self.scores(noised, windows)
+            gradient = matching_gradient(made, real, fake)
+        loss = matching_loss(made, gradient)
+        scalars = {"matching": loss, "gradient": gradient.abs().mean()}
+        if config.adversarial is not None:
+            term = self._student_term(made, noised, windows, config.adversarial)
+            scalars["adversarial"] = term
+            loss = loss + term
+        return loss.float(), scalars
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The critic's: the velocity of what the student makes, and its heads' terms."""
+        config = self.config
+        windows = self.windows(batch)
+        with torch.no_grad():
+            made = self.rollout(windows)
+            uniform = replace(config.renoise, fade=0.0)
+            noised = self._noised(made, uniform, windows.progress)
+        answer = self._teacher(
+            noised.x, noised.timestep, windows.score_text, windows.window
+        ).float()
+        flow = (answer - velocity(made, noised.noise)).square().mean()
+        scalars = {"flow": flow}
+        loss = flow
+        if config.adversarial is not None:
+            terms = self._head_terms(noised, windows, config.adversarial)
+            scalars |= terms
+            loss = loss + torch.stack(list(terms.values())).sum()
+        return loss, scalars
+
+    def windows(self, batch: Batch, generator: torch.Generator | None = None) -> Windows:
+        """Sections and pasts cut from clips: the first of them without a past."""
+        config, noise = self.config, generator or self.noise
+        count = self._without_past(len(batch))
+        parts: list[Example] = []
+        if count:
+            parts.append(self._cut(batch.latents[:count], config.first_share, NOTHING, noise))
+        if count < len(batch):
+            drop = replace(config.drop, all=0.0)
+            parts.append(self._cut(batch.latents[count:], 0.0, drop, noise))
+        window = HistoryWindow(
+            torch.cat([part.window.frames for part in parts]),
+            torch.cat([part.window.present for part in parts]),
+        )
+        own = window
+        if config.student_corruption is not None:
+            own = corrupt(window, config.student_corruption, noise)
+        with torch.no_grad():
+            return Windows(
+                clean=torch.cat([part.clean for part in parts]),
+                window=window,
+                own=own,
+                text=read_tokens(parts_of(self.model)[1], batch.tokens),
+                score_text=read_tokens(self._teacher_text, batch.tokens),
+                progress=self._progress,
+            )
+
+    def rollout(
+        self,
+        windows: Windows,
+        student: HeliosTransformer | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        whole: bool = False,
+    ) -> Tensor:
+        """What the student makes of each past, ``[B, C, 9, h, w]``.
+
+        Args:
+            windows: pasts and captions.
+            student: another network than the one that learns.
+            generator: of the noise; the stage's own if not given.
+            whole: take all steps, as a sampler does, instead of leaving stages at random.
+        """
+        network = parts_of(self.model)[0] if student is None else student
+        noise = generator or self.noise
+        parts = []
+        for part, plan in self._groups(len(windows)):
+            text, frames = windows.text[part], windows.own.frames[part]
+            past = HistoryWindow(frames, windows.own.present[part])
+            start = torch.randn(windows.clean[part].shape, generator=noise, device=self.device)
+            exits = None if whole else draw_exits(plan, self._choices)
+            denoiser = bind(network, text, past)
+            parts.append(simulate(denoiser, plan, start, self.config.schedule, noise, exits=exits))
+        return torch.cat(parts)
+
+    def scores(self, noised: Noised, windows: Windows) -> tuple[Tensor, Tensor]:
+        """The clean samples that the real and the fake score predict: adapter off, adapter on."""
+        given = (noised.x, noised.timestep)
+        text, window = windows.score_text, windows.window
+        fake = self._teacher(*given, text, window).float()
+        with adapters_of(self._teacher).using():
+            real = self._teacher(*given, text, window).float()
+            if self.config.guidance != 1:
+                without = self._unconditional.expand_as(text)
+                against = self._teacher(*given, without, window).float()
+                real = combine(real, against, CFG(self.config.guidance))
+        return to_clean(noised.x, real, noised.sigma), to_clean(noised.x, fake, noised.sigma)
+
+    @torch.no_grad()
+    def losses(
+        self, model: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """How far the student's continuation is from the true one, by sample and with a past.
+
+        Scenes move by rules, so what follows a past is nearly known; without one it is not.
+        """
+        windows = self.windows(batch, generator)
+        made = self.rollout(windows, parts_of(model)[0], generator, whole=True)
+        each = (made.float() - windows.clean).square().mean(dim=(1, 2, 3, 4))
+        return {"distance": each[self._without_past(len(windows)) :]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Position in the scenes, and the generators."""
+        return {**super().state_dict(), "choices": self._choices.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a position."""
+        super().load_state_dict(state)
+        self._choices.set_state(state["choices"].cpu().clone())
+
+    def _without_past(self, size: int) -> int:
+        """How many samples of a batch are text to video."""
+        return round(self.config.text_share * size)
+
+    def _groups(self, size: int) -> list[Group]:
+        """Samples without a past, made as the first chunk of a video, and the others."""
+        count, plan = self._without_past(size), self.config.plan
+        groups = [
+            Group(slice(0, count), plan),
+            Group(slice(count, size), replace(plan, amplify=False)),
+        ]
+        return [group for group in groups if group.part.stop > group.part.start]
+
+    def _cut(
+        self, latents: Tensor, first_share: float, drop: DropConfig, generator: torch.Generator
+    ) -> Example:
+        return cut_example(
+            latents,
+            first_share=first_share,
+            drop=drop,
+            corruption=self.config.corruption,
+            generator=generator,
+        )
+
+    def _noised(self, clean: Tensor, law: DynamicRenoise, progress: float) -> Noised:
+        tokens = clean.shape[-3:].numel() // 4
+        sigma = law.draw(len(clean), progress, self.config.schedule, tokens, self.noise)
+        noise = torch.randn(clean.shape, generator=self.noise, device=self.device)
+        return Noised(mix(clean, noise, sigma), noise, sigma)
+
+    def _student_term(
+        self, made: Tensor, noised: Noised, windows: Windows, config: AdversarialConfig
+    ) -> Tensor:
+        """The student's adversarial loss, at new noise and the levels of the scores."""
+        heads = self._heads
+        assert heads is not None
+        noise = torch.randn(made.shape, generator=self.noise, device=self.device)
+        rows, columns = made.shape[-2:]
+        crop = draw_crop(rows, columns, config.crop, self._choices)
+
+        def term(x: Tensor) -> Tensor:
+            given = (mix(x, noise, noised.sigma), noised.timestep)
+            context = (windows.score_text, windows.window)
+            return student_loss(judge(self._teacher, heads, *given, *context, crop), config)
+
+        return cached_gradient(term, made)
+
+    def _head_terms(
+        self, noised: Noised, windows: Windows, config: AdversarialConfig
+    ) -> dict[str, Tensor]:
+        """The heads' losses: made, real and perturbed samples of the same pasts in one pass."""
+        assert self._heads is not None
+        shape = windows.clean.shape
+        noise, little = (
+            torch.randn(shape, generator=self.noise, device=self.device) for _ in range(2)
+        )
+        real = mix(windows.clean, noise, noised.sigma)
+        twin = real + config.r1_sigma * little
+        crop = draw_crop(shape[-2], shape[-1], config.crop, self._choices)
+        window = HistoryWindow(
+            windows.window.frames.repeat(3, 1, 1, 1, 1), windows.window.present.repeat(3, 1)
+        )
+        logits = judge(
+            self._teacher,
+            self._heads,
+            torch.cat((noised.x, real, twin)),
+            noised.timestep.repeat(3),
+            windows.score_text.repeat(3, 1, 1),
+            window,
+            crop,
+        )
+        made, true, perturbed = logits.chunk(3)
+        return heads_loss(made, true, perturbed, config)

@@ -1,0 +1,250 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import helios.pipeline
+from helios.diffusion import Pyramid
+from helios.errors import CheckpointError
+from helios.history import CorruptionConfig, DropConfig
+from helios.model import LoraConfig, adapters_of
+from helios.training import DynamicRenoise, Trainer, train
+from helios.training.stage3 import Noised
+
+from .small import stage3_config
+from .test_codec_stage import same, tensors
+from .toys import alone
+
+
+def build(models, **changes):
+    config = replace(stage3_config(models).stage, **changes)
+    return config.build(alone(), seed=0, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def stage(random_models):
+    made = build(random_models)
+    made.prepare()
+    return made
+
+
+def noised(stage, windows, generator=0):
+    draws = torch.Generator().manual_seed(generator)
+    x = torch.randn(windows.clean.shape, generator=draws)
+    sigma = torch.rand(len(x), generator=draws)
+    return Noised(x, torch.zeros_like(x), sigma)
+
+
+def test_the_teacher_is_both_scores(stage):
+    """Adapter off: the teacher's own weights, bit for bit; on and fresh: the same numbers."""
+    windows = stage.windows(stage.batch(0.0))
+    sample = noised(stage, windows)
+    given = (sample.x, sample.timestep, windows.score_text, windows.window)
+    adapters = adapters_of(stage._teacher)
+    plain = replace(stage.config, guidance=1.0)
+    with torch.no_grad():
+        held, stage.config = stage.config, plain
+        real, fake = stage.scores(sample, windows)
+        assert torch.equal(real, fake)
+        adapter = adapters.remove("critic")
+        bare = stage._teacher(*given)
+        adapters.add("critic", adapter)
+        level = sample.sigma.view(-1, 1, 1, 1, 1)
+        assert torch.equal(real, sample.x - level * bare)
+        before = {name: p.clone() for name, p in adapter.named_parameters()}
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+        moved = stage.scores(sample, windows)
+        assert torch.equal(moved[0], real)
+        assert not torch.allclose(moved[1], fake)
+        for name, parameter in adapter.named_parameters():
+            parameter.copy_(before[name])
+        stage.config = held
+        guided, _ = stage.scores(sample, windows)
+        against = stage._teacher(*given[:2], stage._unconditional.expand_as(given[2]), given[3])
+        velocity = against + 2.0 * (bare - against)
+        torch.testing.assert_close(guided, sample.x - level * velocity)
+
+
+def test_windows_are_real_and_the_first_have_no_past(random_models):
+    stage = build(
+        random_models,
+        drop=DropConfig(all=1.0, i2v=0.0, v2v=0.0),
+        corruption=CorruptionConfig(noise=0.0, scale=0.0),
+        student_corruption=CorruptionConfig(noise=1.0, noise_range=(0.2, 0.3), scale=0.0),
+    )
+    stage.prepare()
+    batch = stage.batch(0.25)
+    windows = stage.windows(batch)
+    assert windows.window.present.any(dim=1).tolist() == [False, False, True, True]
+    assert windows.progress == 0.25
+    latents = batch.latents.float()
+    assert torch.equal(windows.clean[2:], latents[2:, :, 9:])
+    assert torch.equal(windows.window.frames[2:, :, -9:], latents[2:, :, :9])
+    assert not torch.allclose(windows.own.frames[2:, :, -9:], latents[2:, :, :9])
+    assert (windows.own.frames[:2] == 0).all()
+    groups = stage._groups(4)
+    assert [(group.part, group.plan.amplify) for group in groups] == [
+        (slice(0, 2), True),
+        (slice(2, 4), False),
+    ]
+
+
+def test_a_whole_rollout_is_the_chunk_that_the_pipeline_makes(random_models):
+    stage = build(random_models, text_share=1.0, batch=1)
+    stage.prepare()
+    windows = stage.windows(stage.batch(0.0))
+    assert not windows.own.present.any()
+    with torch.no_grad():
+        made = stage.rollout(windows, generator=torch.Generator().manual_seed(3), whole=True)
+    pipe = stage._pipeline(stage.model.eval())
+    generator = torch.Generator().manual_seed(3)
+    video = pipe(prompt_embeds=windows.text, generator=generator, num_frames=33)
+    torch.testing.assert_close(made[0], video.latents)
+
+
+def test_what_learns_gets_a_gradient_in_its_own_turn_and_nothing_else_does(stage):
+    students = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
+    critics = dict(stage._critic.named_parameters())
+    assert all(name.startswith("transformer.") for name in students)
+    assert {name.partition(".")[0] for name in critics} == {"adapter", "heads"}
+    assert not any(p.requires_grad for p in adapters_of(stage._teacher).base_parameters().values())
+
+    loss, scalars = stage.loss(stage.batch(0.0))
+    loss.backward()
+    assert scalars.keys() == {"matching", "gradient", "adversarial"}
+    assert [n for n, p in students.items() if p.grad is None] == []
+    assert [n for n, p in critics.items() if p.grad is not None] == []
+    for parameter in students.values():
+        parameter.grad = None
+
+    loss, scalars = stage.critic_loss(stage.batch(0.0))
+    loss.backward()
+    assert scalars.keys() == {"flow", "made", "real", "r1"}
+    assert [n for n, p in critics.items() if p.grad is None] == []
+    assert [n for n, p in students.items() if p.grad is not None] == []
+    for parameter in critics.values():
+        parameter.grad = None
+
+
+def test_the_critic_learns_what_the_student_makes(stage, monkeypatch):
+    """Its target is the straight path from the student's sample to the noise, at uniform levels."""
+    monkeypatch.setattr(stage, "_head_terms", lambda *a: {"made": torch.zeros(())})
+    made = torch.randn(4, 16, 9, 8, 8, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(stage, "rollout", lambda windows: made)
+    seen = []
+
+    def perfect(x, timestep, text, window):
+        seen.append(timestep)
+        sigma = (timestep / 1000).view(-1, 1, 1, 1, 1)
+        return (x - made) / sigma  # (x - (1 - s) c) / s - c
+
+    monkeypatch.setattr(stage._teacher, "forward", perfect)
+    loss, _ = stage.critic_loss(stage.batch(0.0))
+    assert float(loss) < 1e-8
+    assert all(20 <= float(t) <= 980 for t in seen[0])
+
+
+def test_real_and_perturbed_samples_share_their_crop_past_and_level(stage, monkeypatch):
+    windows = stage.windows(stage.batch(0.0))
+    sample = noised(stage, windows)
+    seen = {}
+
+    def watch(transformer, heads, x, timestep, text, window, crop):
+        seen.update(x=x, timestep=timestep, text=text, window=window, crop=crop)
+        return x.flatten(1).mean(dim=1, keepdim=True)
+
+    monkeypatch.setattr("helios.training.stage3.judge", watch)
+    terms = stage._head_terms(sample, windows, stage.config.adversarial)
+    made, real, twin = seen["x"].chunk(3)
+    assert torch.equal(made, sample.x)
+    assert float((twin - real).std()) == pytest.approx(0.1, rel=0.05)
+    level = sample.sigma.view(-1, 1, 1, 1, 1)
+    noise = (real - (1 - level) * windows.clean) / level
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+    for part in seen["window"].frames.chunk(3):
+        assert torch.equal(part, windows.window.frames)
+    for part in seen["timestep"].chunk(3):
+        assert torch.equal(part, 1000 * sample.sigma)
+    assert terms.keys() == {"made", "real", "r1"}
+
+
+def test_the_student_learns_in_every_nth_step(stage):
+    assert [stage.turns(step) for step in range(3)] == [
+        ("student", "critic"),
+        ("critic",),
+        ("student", "critic"),
+    ]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit_and_the_result_generates(tmp_path, random_models):
+    config = stage3_config(random_models, steps=4, checkpoint_every=2, ema_decay=0.98)
+    report = train(config, tmp_path / "a", device="cpu")
+    middle = tmp_path / "a/checkpoints/step-00000002"
+    again = train(config, tmp_path / "b", device="cpu", resume=str(middle))
+    ends = [tensors(tmp_path / run / "checkpoints/step-00000004") for run in "ab"]
+    assert same(*ends)
+    assert report == again
+    assert report.keys() == {"unseen_distance"}
+    names = " ".join(ends[0][0])
+    for held in ("student/model.", "student/ema.", "student/optimizer.", "critic/optimizer."):
+        assert held in names
+    assert "critic/ema." not in names
+    lines = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert {"student_loss", "critic_loss", "critic_flow", "critic_r1"} <= lines[0].keys()
+
+    pipe = helios.pipeline.load(tmp_path / "a/model", device="cpu", dtype="float32")
+    assert pipe.defaults.distilled
+    assert isinstance(pipe.defaults.plan, Pyramid)
+    for steps in ((1, 1, 1), (2, 2, 2)):
+        video = pipe("a red ball bounces on grass", num_frames=35, seed=1, steps=steps)
+        assert video.frames.shape == (35, 64, 64, 3)
+    with pytest.raises(ValueError, match="distilled"):
+        pipe("a red ball", num_frames=5, guidance_scale=3.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adversarial": None},
+        {"renoise": DynamicRenoise(fade=0.0)},
+        {"adapter": LoraConfig(rank=2)},
+        {"text_share": 0.0},
+        {"text_share": 1.0},
+    ],
+)
+def test_the_arms_of_the_ablations_run(tmp_path, random_models, changes):
+    config = stage3_config(random_models, steps=1, checkpoint_every=0)
+    stage = replace(config.stage, sample_clips=0, validation_clips=0, **changes)
+    made = stage.build(alone(), seed=0, compiled=False)
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    Trainer(made, replace(config, stage=stage), alone(), tmp_path).run()
+    moved = {n for n, p in made.model.named_parameters() if not torch.equal(before[n], p)}
+    prefix = "adapter" if "adapter" in changes else "transformer"
+    assert moved
+    assert all(name.startswith(prefix) for name in moved)
+    assert ("heads" in made._critic) == ("adversarial" not in changes)
+
+
+def test_what_cannot_be_is_refused(random_models):
+    config = stage3_config(random_models).stage
+    with pytest.raises(ValueError, match=r"stage\.teacher"):
+        build(random_models, teacher=None)
+    with pytest.raises(ValueError, match="--initial"):
+        build(random_models, initial=None, codec=random_models / "mid")
+    with pytest.raises(ValueError, match="blocks"):
+        build(random_models, adversarial=replace(config.adversarial, blocks=(1,)))
+    with pytest.raises(CheckpointError, match="transformer"):
+        build(random_models, transformer=replace(config.transformer, ffn_dim=64))
+    for bad in (
+        {"student_every": 0},
+        {"text_share": 1.5},
+        {"guidance": -1.0},
+        {"text_learns": True},
+        {"sections": 1},
+        {"generation": replace(config.generation, plan=Pyramid(steps=(2, 2, 2)))},
+        {"schedule": replace(config.schedule, lag=True)},
+    ):
+        with pytest.raises(ValueError):
+            replace(config, **bad)
