@@ -16,7 +16,6 @@ Source: specification "performance", design A.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +34,7 @@ from helios.codec.wan import (
     Upsample,
     WanAutoencoder,
 )
+from helios.kernels import machine_of
 
 __all__ = ["FastDecoder", "PlainOps", "fast_ops"]
 
@@ -115,9 +115,7 @@ class PlainOps:
 
 def fast_ops(x: Tensor) -> Ops | None:
     """The kernels that make the fast decoder worth while on the device of ``x``, if there are."""
-    if x.device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    if torch.cuda.get_device_capability(x.device) < (8, 0):
+    if x.device.type != "cuda" or not machine_of(x.device).runs_triton:
         return None
     from helios.codec.decode_triton import TritonOps
 
