@@ -71,6 +71,7 @@ _BITS = {
 """Bits of each safetensors dtype that PyTorch has as well."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """What a floating-point parameter may be stored as; eight-bit floats mean nothing unscaled."""
+_KINDS = {torch.float8_e4m3fn: "F8_E4M3"}
 _SHOWN = 20
 _ALIGNMENT = 64
 
@@ -468,6 +469,11 @@ def check_entries(
     _check_fit(module, found, what)
 
 
+def _is_plain_float(tensor: Tensor) -> bool:
+    """Whether it is a float that means something without a scale."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
 def _check_fit(
     module: nn.Module, found: Mapping[str, tuple[tuple[int, ...], str, bool]], what: str
 ) -> None:
@@ -475,7 +481,7 @@ def _check_fit(
     own = module.state_dict()
     both = sorted(own.keys() & found.keys())
     shapes = [key for key in both if found[key][0] != tuple(own[key].shape)]
-    dtypes = [key for key in both if found[key][2] != own[key].is_floating_point()]
+    dtypes = [key for key in both if found[key][2] != _is_plain_float(own[key])]
     kinds = {
         "missing": [f"missing {key}" for key in sorted(own.keys() - found.keys())],
         "unexpected": [f"unexpected {key}" for key in sorted(found.keys() - own.keys())],
@@ -484,7 +490,11 @@ def _check_fit(
         ],
         "of a wrong dtype": [
             f"{key} is {found[key][1]}, expected "
-            + ("a float of 16 bits or more" if own[key].is_floating_point() else "whole numbers")
+            + (
+                "a float of 16 bits or more"
+                if _is_plain_float(own[key])
+                else _KINDS.get(own[key].dtype, "whole numbers")
+            )
             for key in dtypes
         ],
     }

@@ -21,10 +21,11 @@ from helios.kernels.norm import (
     text_add_modulated_norm,
 )
 from helios.kernels.rope import apply_rope, bound_factor, norm_rope, norm_rope_e4m3
-from helios.kernels.scaled import Rows, Scaled, quantise_rows
+from helios.kernels.scaled import E4M3, Rows, Scaled, quantise_rows
 from helios.kernels.varlen import varlen_attention
 
 __all__ = [
+    "E4M3",
     "Backend",
     "Heads8",
     "Machine",

@@ -7,6 +7,15 @@ from helios.model.initial import init_memory_patches, reset_parameters
 from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_adapter
 from helios.model.lora_file import load_adapter, save_adapter
 from helios.model.packed import PackedBlock, packed_block, packed_forward
+from helios.model.quantised import (
+    Difference,
+    Fp8Config,
+    fp8_errors,
+    is_quantised,
+    lay_out,
+    quantise,
+    quantised,
+)
 from helios.model.reuse import HistoryMemory, forward_noisy, forward_recorded
 from helios.model.transformer import HeliosTransformer, StepRows, TextMemory
 from helios.model.wan import WAN_CLASS, load_wan
@@ -24,6 +33,8 @@ __all__ = [
     "WAN_CLASS",
     "Adapter",
     "Adapters",
+    "Difference",
+    "Fp8Config",
     "Graphs",
     "HeliosTransformer",
     "HistoryMemory",
@@ -39,8 +50,11 @@ __all__ = [
     "empty_transformer",
     "forward_noisy",
     "forward_recorded",
+    "fp8_errors",
     "fp32_names",
     "init_memory_patches",
+    "is_quantised",
+    "lay_out",
     "load_adapter",
     "load_transformer",
     "load_wan",
@@ -48,6 +62,8 @@ __all__ = [
     "packed_block",
     "packed_forward",
     "published_name",
+    "quantise",
+    "quantised",
     "reset_parameters",
     "save_adapter",
     "save_transformer",

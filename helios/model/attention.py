@@ -33,6 +33,8 @@ KeyValue = tuple[Tensor, Tensor]
 """Keys and values of a text in one block, ``[B, M, H, d]`` each."""
 
 Projection = nn.Linear | Fp8Linear
+_ALIGNMENT = 64
+"""Bytes between neighbours: products of tensors that start elsewhere round differently on a CPU."""
 
 
 class HeadsNorm(nn.Module):
@@ -223,9 +225,9 @@ def lay_side_by_side(attention: _Projections, names: Sequence[str]) -> None:
     layers = [getattr(attention, name) for name in names]
     for leaf in [name for name, _ in (*layers[0].named_parameters(), *layers[0].named_buffers())]:
         tensors = [getattr(layer, leaf) for layer in layers]
-        if side_by_side([tensor.data for tensor in tensors]) is not None:
+        # Bytes, because not every device can put numbers of eight bits side by side.
+        parts = [tensor.data.contiguous().view(torch.uint8) for tensor in tensors]
+        if any(part.numel() % _ALIGNMENT for part in parts) or side_by_side(parts) is not None:
             continue
-        home = torch.cat([tensor.data for tensor in tensors])
-        pieces = home.split([tensor.shape[0] for tensor in tensors])
-        for tensor, piece in zip(tensors, pieces):
-            tensor.data = piece
+        for tensor, piece in zip(tensors, torch.cat(parts).split([len(part) for part in parts])):
+            tensor.data = piece.view(tensor.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from helios.kernels import Rows, Scaled, linear, quantise_rows
@@ -46,10 +45,3 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Rows) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``, or of the bias if ``x`` is e4m3."""
         return linear(x, self.weight, self.bias)
-
-    def dense(self, dtype: torch.dtype) -> nn.Linear:
-        """The layer with its weight widened: what :class:`Fp8Linear` approximates a second time."""
-        layer = nn.Linear(self.in_features, self.out_features, device="meta", dtype=dtype)
-        layer.weight = nn.Parameter(self.weight.dense(dtype), requires_grad=False)
-        layer.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)
-        return layer

@@ -7,6 +7,7 @@ One table relates the two, both ways. Files hold published names only
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 from helios.errors import CheckpointError
 from helios.model.config import TransformerConfig
 from helios.model.lora import adapters_of
+from helios.model.quantised import is_quantised, make_room, tokens_in_e4m3
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
+    TensorEntry,
     Weights,
     check_entries,
     fill,
@@ -69,6 +72,10 @@ _INSIDE = {
     "feed_forward.expand": "ffn.net.0.proj",
     "feed_forward.contract": "ffn.net.2",
 }
+_FP8_LEAVES = {"values": "weight", "scale": "weight_scale"}
+"""Tensors of a layer in e4m3, and what they are called in a file."""
+_FP8_ENTRY, _FP8_VERSION = "fp8", 1
+"""The entry of a quantised transformer's ``config.json``, and its version."""
 _KEPT_FP32 = (
     "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale",
 )  # fmt: skip
@@ -89,6 +96,7 @@ def published_name(name: str) -> str:
     prefix, rest = block.groups() if block else ("", name)
     table = _INSIDE if block else _OUTSIDE
     module, _, leaf = rest.rpartition(".")
+    leaf = _FP8_LEAVES.get(leaf, leaf)
     return prefix + (f"{table[module]}.{leaf}" if module in table else table[rest])
 
 
@@ -114,7 +122,8 @@ def load_transformer(
 ) -> HeliosTransformer:
     """Read a transformer from a folder in the published layout.
 
-    Tensor by tensor in the dtype wanted: the model is never in host memory twice.
+    Tensor by tensor in the dtype wanted: the model is never in host memory twice. One that was
+    saved quantised comes back so.
 
     Args:
         folder: holds ``config.json`` and the weights, sharded or not.
@@ -125,13 +134,13 @@ def load_transformer(
         CheckpointError: if the folder is incomplete, damaged, or does not fit its configuration.
     """
     model, weights, names = _matched(folder)
-    kept = fp32_names(model)
+    special = _special_dtypes(model)
     fill(
         model,
         weights,
         str(folder),
         device=device,
-        dtype=lambda name: torch.float32 if name in kept else dtype,
+        dtype=lambda name: special.get(name, dtype),
         rename=names,
         convert=gain_to_ours,
     )
@@ -156,13 +165,38 @@ def empty_transformer(config: TransformerConfig) -> HeliosTransformer:
 
 def _matched(folder: Path) -> tuple[HeliosTransformer, Weights, dict[str, str]]:
     """The empty model, what is stored for it, and our names of stored ones."""
-    model = empty_transformer(TransformerConfig.from_json(read_json(folder / "config.json")))
+    settings = read_json(folder / "config.json")
+    model = empty_transformer(TransformerConfig.from_json(settings))
     stored = open_weights(folder).entries
+    if _FP8_ENTRY in settings:
+        make_room(model, _read_fp8(folder, settings[_FP8_ENTRY]), _stored_in_e4m3(model, stored))
     weights = Weights({key: entry for key, entry in stored.items() if "norm_added_q" not in key})
-    names = {published_name(name): name for name, _ in model.named_parameters()}
+    names = {published_name(name): name for name in model.state_dict()}
     if _LAST_TABLE not in stored and _OLD_LAST_TABLE in stored:
         names[_OLD_LAST_TABLE] = names[_LAST_TABLE]
     return model, weights, names
+
+
+def _special_dtypes(model: HeliosTransformer) -> dict[str, torch.dtype]:
+    """Our names of what has a dtype of its own, whatever that of the model."""
+    special = dict.fromkeys(fp32_names(model), torch.float32)
+    return special | {name: buffer.dtype for name, buffer in model.named_buffers()}
+
+
+def _read_fp8(folder: Path, entry: object) -> int | None:
+    """The length from which attention is in e4m3, of a quantised transformer's settings."""
+    tokens = entry.get("attention_from", 0) if isinstance(entry, dict) else 0
+    known = isinstance(entry, dict) and entry.get("version") == _FP8_VERSION
+    if not known or not (tokens is None or (type(tokens) is int and tokens > 0)):
+        raise CheckpointError(f"{folder}: its fp8 settings cannot be used: {entry!r}")
+    return tokens
+
+
+def _stored_in_e4m3(model: HeliosTransformer, stored: Mapping[str, TensorEntry]) -> set[str]:
+    """Our names of the layers whose weights are stored in e4m3."""
+    own = {published_name(name): name for name, _ in model.named_parameters()}
+    eight = (own.get(name) for name, entry in stored.items() if entry.dtype == "F8_E4M3")
+    return {name.removesuffix(".weight") for name in eight if name is not None}
 
 
 def save_transformer(
@@ -172,7 +206,8 @@ def save_transformer(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a transformer in the published layout; diffusers reads it too.
+    """Write a transformer in the published layout; diffusers reads it too, unless it is quantised:
+    then weights are e4m3 with a ``weight_scale`` beside each.
 
     Args:
         model: stays as it is; adapters on it are no part of it until they are merged.
@@ -182,13 +217,21 @@ def save_transformer(
 
     Raises:
         CheckpointError: if a history gain has left the range the published form can hold.
+        ValueError: if another dtype is wanted of a quantised transformer.
     """
     tensors = {
         published_name(name): gain_to_published(name, parameter.detach())
         for name, parameter in adapters_of(model).base_parameters().items()
     }
+    settings = model.config.to_json()
+    if is_quantised(model):
+        if dtype is not None:
+            raise ValueError(f"a quantised transformer is stored as it is, not as {dtype}")
+        tensors |= {published_name(name): buffer for name, buffer in model.named_buffers()}
+        entry = {"version": _FP8_VERSION, "attention_from": tokens_in_e4m3(model)}
+        settings |= {_FP8_ENTRY: entry}
     write_tensors(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
-    write_json(folder / "config.json", model.config.to_json())
+    write_json(folder / "config.json", settings)
 
 
 def gain_to_ours(name: str, value: Tensor) -> Tensor:
