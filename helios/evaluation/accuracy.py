@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from helios.evaluation.reading import verdicts
+from helios.evaluation.reading import stated_verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ ATTRIBUTES = (
 GROUPS = ("overall", "one object", "two objects", "three objects")
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(right: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Interval of a share by Wilson's score, 95 % by default; ``(0, 1)`` without observations.
 
     ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with ``p = right/total``. It stays
@@ -113,21 +113,11 @@ def assess(
     """
     if len(readings) != len(scenes) or (stated is not None and len(stated) != len(scenes)):
         raise ValueError(f"{len(scenes)} scenes need as many readings, got {len(readings)}")
-    results = []
-    for index, (scene, reading) in enumerate(zip(scenes, readings, strict=True)):
-        if stated is None:
-            results.append(verdicts(scene, reading))
-            continue
-        said = stated[index]
-        results.append(
-            verdicts(
-                scene,
-                reading,
-                size=said.objects[0].size is not None,
-                material=said.objects[0].material is not None,
-                camera=said.camera is not None,
-            )
-        )
+    said = [None] * len(scenes) if stated is None else stated
+    results = [
+        stated_verdicts(scene, reading, words)
+        for scene, reading, words in zip(scenes, readings, said, strict=True)
+    ]
     return tabulate(results, [len(scene.objects) for scene in scenes])
 
 

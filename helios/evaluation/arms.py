@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
 from helios.evaluation.throughput import Arm, PipelineArm
-from helios.kernels import plain
+from helios.kernels import machine_of, plain
+from helios.model import HeliosTransformer, quantise
 from helios.pipeline import EngineConfig, GenerationConfig, Pipeline
 
 __all__ = ["own_arms"]
@@ -27,8 +29,13 @@ class _PlainArm(PipelineArm):
 def own_arms(subject: Subject) -> list[Callable[[], Arm]]:
     """Makers of what this package offers on the subject's device, in the order of its exactness."""
     makers = _Makers(subject)
-    fused = [makers.unfused] if subject.device.type == "cuda" else []
-    return [makers.helios, *fused, makers.history_once_a_scale, makers.history_once_a_chunk]
+    exact = [makers.helios]
+    if subject.device.type == "cuda":
+        exact.append(makers.unfused)
+    reused = [makers.history_once_a_scale, makers.history_once_a_chunk]
+    if not machine_of(subject.device).runs_fp8:
+        return [*exact, *reused]
+    return [*exact, makers.fp8_products, makers.fp8, *reused, makers.fp8_history_once_a_chunk]
 
 
 class _Makers:
@@ -36,6 +43,7 @@ class _Makers:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self._narrow: HeliosTransformer | None = None
 
     def helios(self) -> Arm:
         """As a user gets it."""
@@ -44,7 +52,32 @@ class _Makers:
     def unfused(self) -> Arm:
         """Plain kernels and no graphs: what fusing is worth."""
         pipeline = self._pipeline(EngineConfig(graphs=False))
-        return _PlainArm("helios, plain kernels", "exact", pipeline, self.subject)
+        return _PlainArm("helios, transformer unfused", "exact", pipeline, self.subject)
+
+    def fp8_products(self) -> Arm:
+        """Matrix products in e4m3, attention not."""
+        transformer = _twin(self._quantised())
+        for block in transformer.blocks:
+            block.get_submodule("self_attention").e4m3_from = None  # type: ignore[assignment]
+        pipeline = self._pipeline(EngineConfig(), transformer)
+        return PipelineArm("helios, fp8 products", "rounding", pipeline, self.subject)
+
+    def fp8(self) -> Arm:
+        """Matrix products in e4m3, and attention at full size."""
+        pipeline = self._pipeline(EngineConfig(), self._quantised())
+        return PipelineArm("helios, fp8", "rounding", pipeline, self.subject)
+
+    def fp8_history_once_a_chunk(self) -> Arm:
+        """An approximation on top."""
+        pipeline = self._pipeline(EngineConfig(reuse_history="chunk"), self._quantised())
+        name = "helios, fp8, history once a chunk"
+        return PipelineArm(name, "approximate", pipeline, self.subject)
+
+    def _quantised(self) -> HeliosTransformer:
+        """The subject's transformer with e4m3 weights, made once."""
+        if self._narrow is None:
+            self._narrow = quantise(_twin(self.subject.transformer))
+        return self._narrow
 
     def history_once_a_scale(self) -> Arm:
         """An approximation, see ``EngineConfig``."""
@@ -56,7 +89,9 @@ class _Makers:
         pipeline = self._pipeline(EngineConfig(reuse_history="chunk"))
         return PipelineArm("helios, history once a chunk", "approximate", pipeline, self.subject)
 
-    def _pipeline(self, engine: EngineConfig) -> Pipeline:
+    def _pipeline(
+        self, engine: EngineConfig, transformer: HeliosTransformer | None = None
+    ) -> Pipeline:
         subject = self.subject
         defaults = GenerationConfig(
             height=subject.height,
@@ -66,7 +101,7 @@ class _Makers:
             distilled=True,
         )
         return Pipeline(
-            subject.transformer,
+            transformer or subject.transformer,
             subject.codec,
             None,
             defaults,
@@ -74,3 +109,9 @@ class _Makers:
             name=subject.name,
             engine=engine,
         )
+
+
+def _twin(transformer: HeliosTransformer) -> HeliosTransformer:
+    """Modules of its own over the same tensors."""
+    tensors = (*transformer.parameters(), *transformer.buffers())
+    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})

@@ -8,7 +8,6 @@ that every figure has its ceiling and its floor.
 from __future__ import annotations
 
 import math
-import random
 import sys
 import time
 from contextlib import contextmanager
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from helios.data.scenes import sample_scenes, write
 from helios.evaluation.accuracy import Table, assess, table_json, tables_markdown
 from helios.evaluation.clips import RENDER_BATCH, decode, film, round_trip
 from helios.evaluation.generation import chunk_latents, generate_batch, untrained
 from helios.evaluation.metrics.pixel import moving_psnr, psnr
+from helios.evaluation.prompts import scene_prompts
 from helios.geometry import CHUNK_FRAMES
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class AccuracyConfig:
     chunks: int = 3
     untrained_chunks: int = 1
     clips: int = 256
-    steps: int | None = None
+    steps: int | tuple[int, ...] | None = None
     guidance: float | None = None
     batch_size: int = 128
     parts: tuple[str, ...] = PARTS
@@ -137,12 +136,13 @@ class Captions:
     @classmethod
     def draw(cls, count: int, seed: int) -> Captions:
         """The first ``count`` of the endless list that ``seed`` names."""
-        scenes = sample_scenes(count, seed=seed, split="test")
-        written = [
-            write(scene, random.Random(f"captions {seed} {index}"))
-            for index, scene in enumerate(scenes)
-        ]
-        return cls(scenes, [text for text, _ in written], [said for _, said in written])
+        scenes, texts, stated = [], [], []
+        for prompt in scene_prompts(count, seed):
+            if prompt.scene is not None and prompt.stated is not None:
+                scenes.append(prompt.scene)
+                texts.append(prompt.text)
+                stated.append(prompt.stated)
+        return cls(scenes, texts, stated)
 
     def first(self, count: int) -> Captions:
         """Only the first few."""

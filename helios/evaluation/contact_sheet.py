@@ -9,7 +9,6 @@ Without prompts the captions are held-out ones, the first of an endless list and
 from __future__ import annotations
 
 import argparse
-import random
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from helios.data.scenes import sample_scenes, write
+from helios.evaluation.prompts import scene_prompts
 from helios.geometry import CHUNK_FRAMES, FPS
 from helios.storage import atomic_path
 
@@ -103,17 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from helios.pipeline import load
 
     options = _parser().parse_args(arguments)
-    scenes = sample_scenes(options.captions, seed=options.seed, split="test")
-    prompts = options.prompt or [
-        write(scene, random.Random(f"captions {options.seed} {index}"))[0]
-        for index, scene in enumerate(scenes)
-    ]
+    held_out = scene_prompts(options.captions, options.seed)
+    prompts = options.prompt or [prompt.text for prompt in held_out]
     device = torch.device(options.device)
     if options.ground_truth:
         if options.prompt:
             raise ValueError("a prompt has no ground truth: leave out --prompt")
         parts = [
-            film(scenes, start=CHUNK_FRAMES * chunk, device=device)
+            film(
+                [prompt.scene for prompt in held_out if prompt.scene is not None],
+                start=CHUNK_FRAMES * chunk,
+                device=device,
+            )
             for chunk in range(options.chunks)
         ]
     else:

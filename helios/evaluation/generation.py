@@ -3,8 +3,7 @@
 The pipeline makes one video at a time, because that is what a person waits for. A judge waits for
 a thousand, so here the same rooms run on a batch. Every video has its own generator and its own
 history, hence row ``i`` is what the pipeline makes of prompt ``i`` with seed ``seed + i``, up to
-the rounding of larger matrix products. (A pyramid draws its correlated noise for the whole batch
-from one generator, so there only the law of the result is the same.)
+the rounding of larger matrix products.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ from helios.model import HeliosTransformer, reset_parameters
 from helios.pipeline import Pipeline, Request, Resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from helios.diffusion import Denoiser
 
-__all__ = ["chunk_latents", "generate_batch", "untrained"]
+__all__ = ["chunk_latents", "generate_batch", "stream_batch", "untrained"]
 
 
-@torch.no_grad()
 def generate_batch(
     pipe: Pipeline,
     prompts: Sequence[str],
@@ -39,7 +37,7 @@ def generate_batch(
     num_chunks: int,
     seed: int = 0,
     batch_size: int = 128,
-    steps: int | None = None,
+    steps: int | tuple[int, ...] | None = None,
     guidance_scale: float | None = None,
     images: Tensor | None = None,
     videos: Tensor | None = None,
@@ -60,15 +58,62 @@ def generate_batch(
     Returns:
         float32 ``[N, 16, 9 * num_chunks, h, w]`` on the model's device.
     """
-    if pipe.text_encoder is None:
-        raise ValueError("this checkpoint has no text encoder, so captions cannot be judged")
-    if num_chunks < 1 or batch_size < 1:
-        raise ValueError("num_chunks and batch_size must be at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if images is not None and videos is not None:
         raise ValueError("give either images or videos, not both")
     for name, media in (("images", images), ("videos", videos)):
         if media is not None and len(media) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many {name}, got {len(media)}")
+    parts = []
+    for first in range(0, len(prompts), batch_size):
+        chosen = slice(first, first + batch_size)
+        chunks = stream_batch(
+            pipe,
+            prompts[chosen],
+            range(seed + first, seed + first + len(prompts[chosen])),
+            num_chunks=num_chunks,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            images=None if images is None else images[chosen],
+            videos=None if videos is None else videos[chosen],
+        )
+        parts.append(torch.cat(list(chunks), dim=2))
+    return torch.cat(parts)
+
+
+def stream_batch(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_chunks: int,
+    steps: int | tuple[int, ...] | None = None,
+    guidance_scale: float | None = None,
+    images: Tensor | None = None,
+    videos: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Chunk after chunk of one batch: memory does not grow with the length.
+
+    Args:
+        pipe: the model.
+        prompts: B texts.
+        seeds: one per text.
+        num_chunks: chunks of each video.
+        steps: denoising steps; the checkpoint's own if not given.
+        guidance_scale: strength of the prompt; the checkpoint's own if not given.
+        images: uint8 ``[B, H, W, 3]``, to start from.
+        videos: uint8 ``[B, T, H, W, 3]`` with T of at least 33, to continue.
+
+    Yields:
+        float32 ``[B, 16, 9, h, w]`` on the model's device.
+    """
+    if pipe.text_encoder is None:
+        raise ValueError("this checkpoint has no text encoder, so captions cannot be judged")
+    if num_chunks < 1:
+        raise ValueError(f"num_chunks must be at least 1, got {num_chunks}")
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
     request = Request(
         prompt=prompts[0],
         num_frames=num_chunks * CHUNK_FRAMES,
@@ -76,24 +121,7 @@ def generate_batch(
         guidance_scale=guidance_scale,
     )
     resolved = pipe.defaults.resolve(request, pipe.schedule)
-    negative = pipe.text_encoder.encode([resolved.negative_prompt])
-    parts = []
-    for first in range(0, len(prompts), batch_size):
-        chosen = slice(first, first + batch_size)
-        generators = [
-            torch.Generator(pipe.device).manual_seed(seed + first + index)
-            for index in range(len(prompts[chosen]))
-        ]
-        histories = _starts(
-            pipe,
-            resolved,
-            generators,
-            None if images is None else images[chosen, None],
-            None if videos is None else videos[chosen],
-        )
-        text = pipe.text_encoder.encode(prompts[chosen])
-        parts.append(_chunks(pipe, resolved, text, negative, histories, generators, num_chunks))
-    return torch.cat(parts)
+    return _chunks(pipe, resolved, prompts, seeds, num_chunks, images, videos)
 
 
 def chunk_latents(latents: Tensor, chunk: int) -> Tensor:
@@ -113,30 +141,42 @@ def untrained(pipe: Pipeline, seed: int = 0) -> Pipeline:
 def _chunks(
     pipe: Pipeline,
     resolved: Resolved,
-    text: Tensor,
-    negative: Tensor,
-    histories: list[History],
-    generators: list[torch.Generator],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     num_chunks: int,
-) -> Tensor:
-    """Chunk after chunk of one batch, ``[B, 16, 9 * num_chunks, h, w]``."""
-    text = text.to(pipe.device, pipe.dtype)
-    without = negative.to(pipe.device, pipe.dtype).expand_as(text)
-    chunks = []
+    images: Tensor | None,
+    videos: Tensor | None,
+) -> Iterator[Tensor]:
+    generators = [torch.Generator(pipe.device).manual_seed(seed) for seed in seeds]
+    start = None if images is None else images[:, None]
+    with torch.no_grad():
+        histories = _starts(pipe, resolved, generators, start, videos)
+        text, without = _texts(pipe, resolved, prompts)
     for chunk in range(num_chunks):
-        plan = resolved.plan_of(chunk)
-        window = _stack([history.window() for history in histories])
-        shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
-        noise = torch.cat([torch.randn(shape, generator=g, device=pipe.device) for g in generators])
-        denoiser = _denoiser(pipe, text, window)
-        if resolved.guidance is not None:
-            denoiser = guide(denoiser, _denoiser(pipe, without, window), resolved.guidance)
-        clean = sample(denoiser, plan, noise, resolved.schedule, generators[0])
-        chunks.append(clean.float())
-        histories = [
-            history.append(part) for history, part in zip(histories, clean.split(1), strict=True)
-        ]
-    return torch.cat(chunks, dim=2)
+        # The gradient mode belongs to whoever runs between two chunks, so it is set chunk by chunk.
+        with torch.no_grad():
+            plan = resolved.plan_of(chunk)
+            window = HistoryWindow.stack([history.window() for history in histories])
+            shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
+            noise = torch.cat(
+                [torch.randn(shape, generator=g, device=pipe.device) for g in generators]
+            )
+            denoiser = _denoiser(pipe, text, window)
+            if resolved.guidance is not None:
+                denoiser = guide(denoiser, _denoiser(pipe, without, window), resolved.guidance)
+            clean = sample(denoiser, plan, noise, resolved.schedule, generators)
+            parts = clean.split(1)
+            histories = [h.append(part) for h, part in zip(histories, parts, strict=True)]
+        yield clean.float()
+
+
+def _texts(pipe: Pipeline, resolved: Resolved, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The prompts and, as often, what guidance moves away from: both ``[B, L, D]``."""
+    if pipe.text_encoder is None:
+        raise ValueError("this checkpoint has no text encoder, so captions cannot be judged")
+    text = pipe.text_encoder.encode(prompts).to(pipe.device, pipe.dtype)
+    negative = pipe.text_encoder.encode([resolved.negative_prompt])
+    return text, negative.to(pipe.device, pipe.dtype).expand_as(text)
 
 
 def _denoiser(pipe: Pipeline, text: Tensor, window: HistoryWindow) -> Denoiser:
@@ -145,13 +185,6 @@ def _denoiser(pipe: Pipeline, text: Tensor, window: HistoryWindow) -> Denoiser:
         return velocity
 
     return denoise
-
-
-def _stack(windows: list[HistoryWindow]) -> HistoryWindow:
-    return HistoryWindow(
-        torch.cat([window.frames for window in windows]),
-        torch.cat([window.present for window in windows]),
-    )
 
 
 def _starts(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helios.data.scenes import Scene
+    from helios.data.scenes import Description, Scene
 
-__all__ = ["ObjectReading", "Reading", "reading_of", "verdicts"]
+__all__ = ["ObjectReading", "Reading", "reading_of", "stated_verdicts", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,26 @@ def verdicts(
     if camera:
         result["camera"] = reading.camera == scene.camera
     return result
+
+
+def stated_verdicts(
+    scene: Scene, reading: Reading, stated: Description | None = None
+) -> dict[str, bool]:
+    """The verdicts of what a caption says of ``scene``.
+
+    Args:
+        scene: the truth.
+        reading: what was seen.
+        stated: what the caption says; size, material and camera count only where they are said.
+            Without it they always count: the video is then a render of the scene itself.
+    """
+    if stated is None:
+        return verdicts(scene, reading)
+    main = stated.objects[0]
+    return verdicts(
+        scene,
+        reading,
+        size=main.size is not None,
+        material=main.material is not None,
+        camera=stated.camera is not None,
+    )

@@ -23,6 +23,7 @@ import torch
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, measure
 from helios.evaluation.clips import device_name
 from helios.evaluation.metrics.scene_judge import JUDGE_FOLDER, load_judge
+from helios.evaluation.suites import parse_steps
 from helios.storage import write_json
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--chunks", type=int, default=3)
     parser.add_argument("--clips", type=int, default=256, help="for image and video")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=parse_steps, help="25, or one per scale: 20,20,20")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=20_000)

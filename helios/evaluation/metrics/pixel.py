@@ -1,7 +1,8 @@
 """Metrics that need no network: differences from a reference, and plain image statistics.
 
 Frames are uint8 ``[..., T, H, W, 3]``; the leading axes are clips and every metric gives one value
-per clip. Sources: specification "training" section 10.4; the peak is 255.
+per clip, those called ``frame_...`` one per frame. Source: specification "training", section 10.4;
+the peak is 255.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["brightness", "moving_pixels", "moving_psnr", "psnr", "saturation", "sharpness"]
+__all__ = [
+    "brightness",
+    "frame_saturation",
+    "frame_sharpness",
+    "grey",
+    "moving_pixels",
+    "moving_psnr",
+    "psnr",
+    "saturation",
+    "sharpness",
+]
 
 PEAK = 255.0
 
@@ -62,20 +73,38 @@ def brightness(frames: Tensor) -> Tensor:
 
 def saturation(frames: Tensor) -> Tensor:
     """Mean of (largest − smallest channel) / largest channel, 0 to 1; black counts as 0."""
+    return frame_saturation(frames).mean(dim=-1)
+
+
+def frame_saturation(frames: Tensor) -> Tensor:
+    """The same for every frame, ``[..., T]``."""
     values = frames.float()
     largest = values.amax(dim=-1)
     spread = largest - values.amin(dim=-1)
-    return (spread / largest.clamp_min(1.0)).mean(dim=(-3, -2, -1))
+    return (spread / largest.clamp_min(1.0)).mean(dim=(-2, -1))
 
 
 def sharpness(frames: Tensor) -> Tensor:
     """Variance of the Laplacian of the grey frame, values in 0 to 1; blur lowers it."""
-    grey = frames.float().mean(dim=-1) / PEAK
-    centre = grey[..., 1:-1, 1:-1]
+    return frame_sharpness(frames).mean(dim=-1)
+
+
+def frame_sharpness(frames: Tensor) -> Tensor:
+    """The same for every frame, ``[..., T]``."""
+    values = grey(frames) / PEAK
+    centre = values[..., 1:-1, 1:-1]
     neighbours = (
-        grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:]
+        values[..., :-2, 1:-1]
+        + values[..., 2:, 1:-1]
+        + values[..., 1:-1, :-2]
+        + values[..., 1:-1, 2:]
     )
-    return (neighbours - 4 * centre).var(dim=(-2, -1), correction=0).mean(dim=-1)
+    return (neighbours - 4 * centre).var(dim=(-2, -1), correction=0)
+
+
+def grey(frames: Tensor) -> Tensor:
+    """Mean of the three channels, float32 ``[..., T, H, W]``, 0 to 255."""
+    return frames.float().mean(dim=-1)
 
 
 def _squared_error(frames: Tensor, reference: Tensor) -> Tensor:

@@ -188,18 +188,8 @@ class SceneJudge(nn.Module):
         Raises:
             ValueError: on another shape.
         """
-        if frames.ndim != 5 or frames.shape[2] != 3 or any(n % 8 for n in frames.shape[3:]):
-            raise ValueError(f"frames must be [B, T, 3, 8m, 8n], got {tuple(frames.shape)}")
-        batch, time = frames.shape[:2]
-        fine, features = self._trunk(frames.flatten(0, 1), time)
-        whole = F.adaptive_avg_pool2d(features, GRID).flatten(1)
-        seen = self.scene_in(whole).unflatten(0, (batch, time))
-        if self.displacement is not None:
-            seen = seen + self.displacement(fine, time)
-        scene = self.scene_mix(seen.transpose(1, 2))
-        looks = self.look(features).float().flatten(2)
-        objects = self._objects(looks, features, fine, batch, scene)
-        colours = objects.shape[1]
+        looks, objects, scene = self._encode(frames)
+        batch, colours = objects.shape[:2]
         per_object = self.object_heads(_pool(objects.flatten(0, 1)).unflatten(0, (batch, colours)))
         per_scene = self.scene_heads(_pool(scene))
         main = per_object["main"].squeeze(-1)
@@ -207,7 +197,7 @@ class SceneJudge(nn.Module):
         weight = main.softmax(dim=1).unsqueeze(-1)
         # The brightest spot of a colour's map speaks for the colour directly; this is what teaches
         # the map where the object is.
-        brightest = looks.amax(dim=-1).unflatten(0, (batch, time)).mean(dim=1)
+        brightest = looks.amax(dim=-1).unflatten(0, (batch, -1)).mean(dim=1)
         return Opinion(
             present=per_object["present"].squeeze(-1) + brightest,
             shape=per_object["shape"],
@@ -235,6 +225,31 @@ class SceneJudge(nn.Module):
         return Opinion.mean([self(to_input(look)) for look in looks])
 
     @torch.no_grad()
+    def features(self, frames: Tensor, batch_size: int = 32) -> Tensor:
+        """What the judge sees in chunks before it decides: means over time, float32 ``[B, F]``.
+
+        The scene's features beside the objects', each colour by how surely it is there; the heads
+        that name attributes read the same numbers.
+
+        Args:
+            frames: uint8 ``[B, T, H, W, 3]``, any device.
+            batch_size: chunks looked at at once.
+        """
+        if self.training:
+            raise RuntimeError("the judge must be in evaluation mode to measure")
+        device = self.colour.device
+        parts = []
+        for part in frames.split(batch_size):
+            even = to_input(part[:, : part.shape[1] // STRIDE * STRIDE : STRIDE].to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                looks, objects, scene = self._encode(even)
+            brightest = looks.amax(dim=-1).unflatten(0, (len(part), -1)).mean(dim=1)
+            weight = brightest.float().sigmoid()[:, :, None]
+            seen = (weight * objects.float().mean(dim=-1)).sum(dim=1)
+            parts.append(torch.cat((scene.float().mean(dim=-1), seen), dim=1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def read(self, frames: Tensor, batch_size: int = 32) -> list[Reading]:
         """What is seen in each of the chunks ``frames``, uint8 ``[B, T, H, W, 3]``, any device."""
         if self.training:
@@ -246,6 +261,21 @@ class SceneJudge(nn.Module):
                 opinion = self.opinion(part.to(device))
             readings += self._readings(opinion)
         return readings
+
+    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of colours, objects over time ``[B, K, hidden, T]``, scene ``[B, hidden, T]``."""
+        if frames.ndim != 5 or frames.shape[2] != 3 or any(n % 8 for n in frames.shape[3:]):
+            raise ValueError(f"frames must be [B, T, 3, 8m, 8n], got {tuple(frames.shape)}")
+        batch, time = frames.shape[:2]
+        fine, features = self._trunk(frames.flatten(0, 1), time)
+        whole = F.adaptive_avg_pool2d(features, GRID).flatten(1)
+        seen = self.scene_in(whole).unflatten(0, (batch, time))
+        if self.displacement is not None:
+            seen = seen + self.displacement(fine, time)
+        scene = self.scene_mix(seen.transpose(1, 2))
+        looks = self.look(features).float().flatten(2)
+        objects = self._objects(looks, features, fine, batch, scene)
+        return looks, objects, scene
 
     def _trunk(self, frames: Tensor, time: int) -> tuple[Tensor, Tensor]:
         """Features at 1/4 and at 1/8 of the resolution."""

@@ -1,0 +1,62 @@
+"""What blur and noise leave in a picture: re-blur ratio and the finest diagonal detail.
+
+Frames are uint8 ``[..., T, H, W, 3]``; every function gives one value per frame, ``[..., T]``.
+Source: specification "training", section 10.4 ("blur and noise residuals").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from helios.evaluation.metrics.pixel import grey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["frame_blur", "frame_noise"]
+
+BOX = 9
+"""Pixels over which a picture is averaged to see how much sharpness it had to lose."""
+
+MEDIAN_OF_NORMAL = 0.6744897501960817
+"""Median of the absolute value of a standard normal number."""
+
+
+def frame_blur(frames: Tensor) -> Tensor:
+    """Share of neighbour differences that survive another blur, 0 (crisp) to 1 (nothing to lose).
+
+    Each direction by itself: differences of the frame against those of the frame averaged over
+    nine pixels; the worse direction counts (Crété, Dolmiere, Ladret, Nicolas 2007). A frame without
+    any difference counts as 1.
+    """
+    values = grey(frames)
+    planes = values.flatten(0, -3)[:, None]
+    parts = []
+    for axis in (-1, -2):
+        kernel = torch.full((1, 1, 1, BOX), 1 / BOX, device=planes.device)
+        kernel = kernel if axis == -1 else kernel.transpose(-1, -2)
+        half = BOX // 2
+        pad = (half, half, 0, 0) if axis == -1 else (0, 0, half, half)
+        soft = F.conv2d(F.pad(planes, pad, mode="replicate"), kernel)
+        sharp, left = planes.diff(dim=axis).abs(), soft.diff(dim=axis).abs()
+        lost = (sharp - left).clamp_min(0).sum(dim=(-3, -2, -1))
+        total = sharp.sum(dim=(-3, -2, -1))
+        parts.append(torch.where(total > 0, 1 - lost / total.clamp_min(1e-12), 1.0))
+    return torch.maximum(*parts).view(values.shape[:-2])
+
+
+def frame_noise(frames: Tensor) -> Tensor:
+    """Standard deviation of white noise in levels of 255, by the median of the finest diagonals.
+
+    ``median |a - b - c + d| / 2 / 0.6745`` over blocks of 2 x 2 pixels of the grey frame: edges and
+    textures fill few blocks and leave the median alone (Donoho, Johnstone 1994).
+    """
+    values = grey(frames)[..., : frames.shape[-3] // 2 * 2, : frames.shape[-2] // 2 * 2]
+    blocks = values.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2))
+    a, b = blocks[..., 0, :, 0], blocks[..., 0, :, 1]
+    c, d = blocks[..., 1, :, 0], blocks[..., 1, :, 1]
+    detail = ((a - b - c + d) / 2).abs().flatten(-2)
+    return detail.median(dim=-1).values / MEDIAN_OF_NORMAL
