@@ -47,12 +47,12 @@ class Leg:
         states: ``[B, p + 1, C, 9, h, w]``: the sample before each of p few-step levels, and where
             the stage ended; any float dtype.
         sigmas: the p local noise levels.
-        timesteps: what a few-step sampler tells the network there, p whole numbers.
+        timesteps: what a few-step sampler tells the network there, p numbers.
     """
 
     states: Tensor
     sigmas: tuple[float, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
 
     def __post_init__(self) -> None:
         """Check that every level has its state."""
@@ -108,7 +108,7 @@ class Trajectories:
                 Leg(
                     states=tensors[f"section{s}.stage{k}"],
                     sigmas=tuple(level["sigmas"]),
-                    timesteps=tuple(int(t) for t in level["timesteps"]),
+                    timesteps=tuple(level["timesteps"]),
                 )
                 for k, level in enumerate(legs)
             )

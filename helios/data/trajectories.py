@@ -186,7 +186,9 @@ def _few_steps(
     smaller = 2 ** (schedule.stages - 1 - stage)
     tokens = token_count(CHUNK_LATENTS, rows // smaller, columns // smaller)
     few = stage_schedule(points, stage, schedule, tokens, renoise=True)
-    return few.sigmas[:-1].tolist(), [int(t) for t in few.timesteps.tolist()]
+    told: list[float] = few.timesteps.tolist()
+    exact = schedule.fractional_timesteps
+    return few.sigmas[:-1].tolist(), told if exact else [int(time) for time in told]
 
 
 @torch.no_grad()
@@ -261,5 +263,5 @@ def _leg(states: Sequence[SamplerState], points: int, schedule: ScheduleConfig) 
     return Leg(
         states=torch.stack([*(state.x for state in kept), states[-1].x], dim=1),
         sigmas=tuple(sigmas),
-        timesteps=tuple(int(state.timestep) for state in kept),
+        timesteps=tuple(state.timestep for state in kept),
     )

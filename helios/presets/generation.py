@@ -13,6 +13,7 @@ __all__ = [
     "mid",
     "published_schedule",
     "tiny",
+    "tiny_distilled",
     "tiny_mid",
     "tiny_pyramid_schedule",
     "tiny_schedule",
@@ -29,6 +30,13 @@ def tiny() -> GenerationConfig:
 def tiny_mid() -> GenerationConfig:
     """The tiny model after stage 2: 20 steps on each of three scales, guidance 3."""
     return replace(tiny(), plan=Pyramid(steps=(20, 20, 20), zero_init=2), guidance=CFGZero(3.0))
+
+
+def tiny_distilled() -> GenerationConfig:
+    """The tiny model after stage 3: 2 steps on each of three scales, guidance built in."""
+    return replace(
+        distilled(), height=tiny().height, width=tiny().width, num_frames=tiny().num_frames
+    )
 
 
 def base() -> GenerationConfig:

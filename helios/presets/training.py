@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from helios.data import RingConfig
-from helios.presets import full_size, generation, models
+from helios.presets import distillation, full_size, generation, models
 from helios.training import (
     CodecStageConfig,
     Emphasis,
@@ -136,10 +136,15 @@ TRAINING_PRESETS: dict[str, Callable[[], RunConfig]] = {
     "tiny-stage1": tiny_stage1,
     "tiny-stage1-post": tiny_stage1_post,
     "tiny-stage2": tiny_stage2,
+    "tiny-stage3-ode": distillation.tiny_stage3_ode,
+    "tiny-stage3": distillation.tiny_stage3,
     "stage1": full_size.stage1,
     "stage1-post": full_size.stage1_post,
     "stage2": full_size.stage2,
     "stage2-post": full_size.stage2_post,
+    "stage3-ode": distillation.stage3_ode,
+    "stage3": distillation.stage3,
+    "lora": distillation.lora,
 }
 
 

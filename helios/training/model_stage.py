@@ -18,6 +18,7 @@ from helios.model import (
     TransformerConfig,
     adapters_of,
     new_adapter,
+    save_adapter,
 )
 from helios.pipeline import GenerationConfig, Pipeline
 from helios.training.networks import (
@@ -33,6 +34,8 @@ __all__ = ["ModelConfig", "ModelStage"]
 
 STORED = torch.float16
 """What the resulting model is written in."""
+ADAPTER_NAME = "adapter.safetensors"
+"""What the adapter of a run is written to, beside its model."""
 ADAPTER = "stage"
 """Name of the adapter that a stage trains."""
 
@@ -138,9 +141,16 @@ class ModelStage:
             write_samples(pipeline, prompts, config.sample_chunks, folder)
 
     def save(self, averaged: nn.Module, folder: Path) -> None:
-        """Write the whole model in float16, what was learnt beside it merged in."""
+        """Write the whole model in float16, what was learnt beside it merged in.
+
+        An adapter is also written by itself, as a file beside the folder.
+        """
         merged = copy.deepcopy(averaged)
-        adapters_of(parts_of(merged)[0]).merge(keep=False)
+        adapters = adapters_of(parts_of(merged)[0])
+        if self.config.adapter is not None:
+            own = adapters.acting[0][0]
+            save_adapter(own, folder.parent / ADAPTER_NAME, dtype=STORED)
+        adapters.merge(keep=False)
         self._pipeline(merged.to(STORED)).save(folder, overwrite=True)
 
     def _pipeline(self, model: nn.Module) -> Pipeline:

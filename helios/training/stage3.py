@@ -57,8 +57,8 @@ class Stage3Config(FlowConfig):
 
     Attributes:
         teacher: model folder of the flat model whose frozen transformer is both scores.
-        text_share: share of a batch that has no past, text to video; the others keep some of it,
-            shortened as ``drop`` says. Only these are made with an amplified plan.
+        text_share: share of samples that have no past, text to video; the others keep some of it,
+            shortened as ``drop`` says. Only the former are made with an amplified plan.
         student_corruption: what the student's past suffers beyond ``corruption``, which the
             scores do not see; none: nothing.
         critic: what its adapter learns.
@@ -88,7 +88,7 @@ class Stage3Config(FlowConfig):
             raise ValueError(f"student_every must be at least 1, got {self.student_every}")
         if not 0 <= self.text_share <= 1:
             raise ValueError(f"text_share must be from 0 to 1, got {self.text_share}")
-        if self.sections < 2 and self.text_share < 1:
+        if self.sections < 2:
             raise ValueError("sections must be at least 2: later ones have a past")
         if self.text_learns or self.caption_dropout:
             raise ValueError("text_learns must be false and caption_dropout 0 in stage 3")
@@ -126,6 +126,7 @@ class Windows:
         own: their pasts as the student sees them.
         text: ``[B, L, D]`` captions as the student reads them.
         score_text: as the teacher reads them.
+        first: how many of them have no past.
         progress: share of the run that is over.
     """
 
@@ -134,6 +135,7 @@ class Windows:
     own: HistoryWindow
     text: Tensor
     score_text: Tensor
+    first: int
     progress: float
 
     def __len__(self) -> int:
@@ -227,7 +229,7 @@ class Stage3(FlowStage):
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The student's: distribution matching, and the adversarial term if there is one."""
         config = self.config
-        windows = self.windows(batch)
+        windows = self.windows(batch, self._without_past(len(batch)))
         made = self.rollout(windows)
         with torch.no_grad():
             noised = self._noised(made.detach(), config.renoise, windows.progress)
@@ -244,7 +246,7 @@ class Stage3(FlowStage):
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The critic's: the velocity of what the student makes, and its heads' terms."""
         config = self.config
-        windows = self.windows(batch)
+        windows = self.windows(batch, self._without_past(len(batch)))
         with torch.no_grad():
             made = self.rollout(windows)
             uniform = replace(config.renoise, fade=0.0)
@@ -261,10 +263,11 @@ class Stage3(FlowStage):
             loss = loss + torch.stack(list(terms.values())).sum()
         return loss, scalars
 
-    def windows(self, batch: Batch, generator: torch.Generator | None = None) -> Windows:
-        """Sections and pasts cut from clips: the first of them without a past."""
+    def windows(
+        self, batch: Batch, count: int, generator: torch.Generator | None = None
+    ) -> Windows:
+        """Sections and pasts cut from clips, the first ``count`` of them without a past."""
         config, noise = self.config, generator or self.noise
-        count = self._without_past(len(batch))
         parts: list[Example] = []
         if count:
             parts.append(self._cut(batch.latents[:count], config.first_share, NOTHING, noise))
@@ -285,6 +288,7 @@ class Stage3(FlowStage):
                 own=own,
                 text=read_tokens(parts_of(self.model)[1], batch.tokens),
                 score_text=read_tokens(self._teacher_text, batch.tokens),
+                first=count,
                 progress=self._progress,
             )
 
@@ -307,7 +311,7 @@ class Stage3(FlowStage):
         network = parts_of(self.model)[0] if student is None else student
         noise = generator or self.noise
         parts = []
-        for part, plan in self._groups(len(windows)):
+        for part, plan in self._groups(windows):
             text, frames = windows.text[part], windows.own.frames[part]
             past = HistoryWindow(frames, windows.own.present[part])
             start = torch.randn(windows.clean[part].shape, generator=noise, device=self.device)
@@ -333,14 +337,13 @@ class Stage3(FlowStage):
     def losses(
         self, model: nn.Module, batch: Batch, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
-        """How far the student's continuation is from the true one, by sample and with a past.
+        """How far the student's continuation is from the true one, ``[B]``, always with a past.
 
         Scenes move by rules, so what follows a past is nearly known; without one it is not.
         """
-        windows = self.windows(batch, generator)
+        windows = self.windows(batch, 0, generator)
         made = self.rollout(windows, parts_of(model)[0], generator, whole=True)
-        each = (made.float() - windows.clean).square().mean(dim=(1, 2, 3, 4))
-        return {"distance": each[self._without_past(len(windows)) :]}
+        return {"distance": (made.float() - windows.clean).square().mean(dim=(1, 2, 3, 4))}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Position in the scenes, and the generators."""
@@ -352,12 +355,13 @@ class Stage3(FlowStage):
         self._choices.set_state(state["choices"].cpu().clone())
 
     def _without_past(self, size: int) -> int:
-        """How many samples of a batch are text to video."""
-        return round(self.config.text_share * size)
+        """How many samples of a batch are text to video: a share that is not whole is drawn."""
+        chance = float(torch.rand((), generator=self._choices, dtype=torch.float64))
+        return int(self.config.text_share * size + chance)
 
-    def _groups(self, size: int) -> list[Group]:
+    def _groups(self, windows: Windows) -> list[Group]:
         """Samples without a past, made as the first chunk of a video, and the others."""
-        count, plan = self._without_past(size), self.config.plan
+        count, size, plan = windows.first, len(windows), self.config.plan
         groups = [
             Group(slice(0, count), plan),
             Group(slice(count, size), replace(plan, amplify=False)),

@@ -96,3 +96,44 @@ def test_the_tiny_pyramid_is_shifted_as_the_published_one():
         assert found == pytest.approx(factors, abs=0.006)
         assert not schedule.lag
     assert math.isinf(schedule.dynamic.max_mu)
+
+
+def test_stage_3_has_the_published_hyperparameters():
+    ode, stage3 = (training_preset(name) for name in ("stage3-ode", "stage3"))
+    for config, seed in ((ode, 47), (stage3, 49)):
+        optimizer, stage = config.trainer.optimizer, config.stage
+        assert (config.trainer.seed, optimizer.lr) == (seed, 2e-6)
+        assert (optimizer.betas, optimizer.weight_decay, optimizer.clip) == ((0, 0.999), 1e-3, 10)
+        assert config.trainer.ema_decay == 0.99
+        assert (stage.batch, stage.adapter.rank, stage.adapter.memory_patches) == (
+            *(1, 256),
+            "low_rank",
+        )
+        assert stage.generation == generation.distilled()
+        assert stage.schedule.dynamic.kind == "linear"
+        assert not stage.schedule.lag
+    assert (ode.stage.sections, ode.stage.weight) == (3, 80)
+    stage = stage3.stage
+    assert stage.critic_optimizer.lr == 4e-7
+    assert (stage.critic.rank, stage.critic.memory_patches) == (256, "frozen")
+    assert (stage.student_every, stage.guidance) == (5, 4.0)
+    assert (stage.renoise.alpha, stage.renoise.beta) == (4.0, 1.5)
+    term = stage.adversarial
+    assert (term.blocks, term.width) == ((5, 15, 25, 35), 768)
+    assert (term.student_weight, term.critic_weight) == (0.05, 0.01)
+    assert (term.r1_weight, term.r1_sigma) == (100, 0.1)
+
+
+def test_the_tiny_student_is_sampled_at_the_levels_it_learns():
+    ode, stage3 = (training_preset(f"tiny-{name}").stage for name in ("stage3-ode", "stage3"))
+    assert ode.schedule == stage3.schedule == generation.tiny_pyramid_schedule("linear")
+    assert ode.generation == stage3.generation == generation.tiny_distilled()
+    assert ode.generation.guidance is None
+    assert ode.generation.plan.steps == (2, 2, 2)
+    assert max(stage3.adversarial.blocks) < stage3.transformer.num_layers
+
+
+def test_an_adapter_is_small_and_beside_a_flat_model():
+    stage = training_preset("lora").stage
+    assert (stage.adapter.rank, stage.adapter.memory_patches) == (32, "frozen")
+    assert isinstance(stage.generation.plan, Flat)

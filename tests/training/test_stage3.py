@@ -29,6 +29,11 @@ def stage(random_models):
     return made
 
 
+def windows_of(stage):
+    batch = stage.batch(0.0)
+    return stage.windows(batch, stage._without_past(len(batch)))
+
+
 def noised(stage, windows, generator=0):
     draws = torch.Generator().manual_seed(generator)
     x = torch.randn(windows.clean.shape, generator=draws)
@@ -38,7 +43,7 @@ def noised(stage, windows, generator=0):
 
 def test_the_teacher_is_both_scores(stage):
     """Adapter off: the teacher's own weights, bit for bit; on and fresh: the same numbers."""
-    windows = stage.windows(stage.batch(0.0))
+    windows = windows_of(stage)
     sample = noised(stage, windows)
     given = (sample.x, sample.timestep, windows.score_text, windows.window)
     adapters = adapters_of(stage._teacher)
@@ -76,7 +81,7 @@ def test_windows_are_real_and_the_first_have_no_past(random_models):
     )
     stage.prepare()
     batch = stage.batch(0.25)
-    windows = stage.windows(batch)
+    windows = stage.windows(batch, 2)
     assert windows.window.present.any(dim=1).tolist() == [False, False, True, True]
     assert windows.progress == 0.25
     latents = batch.latents.float()
@@ -84,7 +89,7 @@ def test_windows_are_real_and_the_first_have_no_past(random_models):
     assert torch.equal(windows.window.frames[2:, :, -9:], latents[2:, :, :9])
     assert not torch.allclose(windows.own.frames[2:, :, -9:], latents[2:, :, :9])
     assert (windows.own.frames[:2] == 0).all()
-    groups = stage._groups(4)
+    groups = stage._groups(windows)
     assert [(group.part, group.plan.amplify) for group in groups] == [
         (slice(0, 2), True),
         (slice(2, 4), False),
@@ -94,7 +99,7 @@ def test_windows_are_real_and_the_first_have_no_past(random_models):
 def test_a_whole_rollout_is_the_chunk_that_the_pipeline_makes(random_models):
     stage = build(random_models, text_share=1.0, batch=1)
     stage.prepare()
-    windows = stage.windows(stage.batch(0.0))
+    windows = windows_of(stage)
     assert not windows.own.present.any()
     with torch.no_grad():
         made = stage.rollout(windows, generator=torch.Generator().manual_seed(3), whole=True)
@@ -147,7 +152,7 @@ def test_the_critic_learns_what_the_student_makes(stage, monkeypatch):
 
 
 def test_real_and_perturbed_samples_share_their_crop_past_and_level(stage, monkeypatch):
-    windows = stage.windows(stage.batch(0.0))
+    windows = windows_of(stage)
     sample = noised(stage, windows)
     seen = {}
 
@@ -224,7 +229,15 @@ def test_the_arms_of_the_ablations_run(tmp_path, random_models, changes):
     prefix = "adapter" if "adapter" in changes else "transformer"
     assert moved
     assert all(name.startswith(prefix) for name in moved)
+    assert (tmp_path / "adapter.safetensors").is_file() == ("adapter" in changes)
     assert ("heads" in made._critic) == ("adversarial" not in changes)
+
+
+def test_a_share_that_is_not_whole_is_drawn(random_models):
+    stage = build(random_models, text_share=0.4)
+    drawn = [stage._without_past(1) for _ in range(2000)]
+    assert abs(sum(drawn) / 2000 - 0.4) < 4 * (0.24 / 2000) ** 0.5
+    assert {stage._without_past(10) for _ in range(50)} == {4}
 
 
 def test_what_cannot_be_is_refused(random_models):
