@@ -41,10 +41,15 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[i
     """
     if sum(lengths) != query.shape[1] or min(lengths) < 1:
         raise ValueError(f"segments must be positive and add up to {query.shape[1]}, got {lengths}")
+    return _pick(query)(query, key, value, lengths)
+
+
+def _pick(query: Tensor) -> Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]:
+    """The form that runs for inputs of this device and dtype."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if half and query.is_cuda and _has_varlen(query.device.index or 0):
-        return in_one_call(query, key, value, lengths)
-    return by_segment(query, key, value, lengths)
+        return in_one_call
+    return by_segment
 
 
 def by_segment(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
