@@ -10,7 +10,7 @@ from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
 from helios.evaluation.throughput import Arm, PipelineArm
 from helios.kernels import machine_of, plain
-from helios.model import HeliosTransformer, quantise
+from helios.model import HeliosTransformer, lay_out, quantise
 from helios.pipeline import EngineConfig, GenerationConfig, Pipeline
 
 __all__ = ["own_arms"]
@@ -47,6 +47,7 @@ class _Makers:
 
     def helios(self) -> Arm:
         """As a user gets it."""
+        lay_out(self.subject.transformer)
         return PipelineArm("helios", "exact", self._pipeline(EngineConfig()), self.subject)
 
     def unfused(self) -> Arm:
