@@ -14,6 +14,7 @@ from helios.training.stage3 import Noised
 
 from .small import stage3_config
 from .test_codec_stage import same, tensors
+from .test_distributed import launch
 from .toys import alone
 
 
@@ -261,3 +262,33 @@ def test_what_cannot_be_is_refused(random_models):
     ):
         with pytest.raises(ValueError):
             replace(config, **bad)
+
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from helios.distributed import join
+from helios.training import Trainer
+from training.small import stage3_config
+
+out, models = (Path(line) for line in Path(sys.argv[1], "where").read_text().split("\\n"))
+config = stage3_config(models, steps=3, checkpoint_every=0, final_checkpoint=False)
+with join("cpu") as world:
+    stage = config.stage.build(world, seed=0, compiled=False)
+    trainer = Trainer(stage, config, world, out / "run")
+    trainer.run()
+    torch.save(trainer._shared(), out / f"{world.rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_stay_alike_though_students_and_critics_take_turns(tmp_path, random_models):
+    (tmp_path / "where").write_text(f"{tmp_path}\n{random_models}")
+    for worker in launch(WORKER, tmp_path):
+        _, errors = worker.communicate(timeout=240)
+        assert worker.returncode == 0, errors
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert any(name.startswith("critic/model.heads") for name in one)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
