@@ -24,7 +24,15 @@ def subject() -> Subject:
         ffn_dim=64,
         num_layers=2,
     )
-    codec = AutoencoderConfig(base_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+    codec = AutoencoderConfig(
+        base_dim=8,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        temperal_downsample=(True, True),
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+    )
     return Subject.make(
         make(network, CPU, torch.bfloat16),
         random_codec(codec, CPU, torch.float32),

@@ -40,7 +40,15 @@ def subject(dtype: torch.dtype = torch.float32) -> Subject:
         ffn_dim=48,
         num_layers=2,
     )
-    codec = AutoencoderConfig(base_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+    codec = AutoencoderConfig(
+        base_dim=8,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        temperal_downsample=(True, True),
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+    )
     return Subject.make(
         random_transformer(network, CPU, dtype),
         random_codec(codec, CPU, dtype),
