@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -48,7 +47,7 @@ def examine() -> dict[str, Any]:
         "versions": _versions(),
         "cpu": _cpu(),
         "cuda": _cuda(),
-        "attention": _attention(),
+        "kernels": _kernels(),
         "video": _video(),
         "models": _models(),
     }
@@ -105,18 +104,12 @@ def _cuda() -> list[dict[str, Any]]:
     return found
 
 
-def _attention() -> dict[str, bool]:
-    """Which forms of attention PyTorch can take here; the plain one always works."""
-    import torch
+def _kernels() -> list[dict[str, str]]:
+    """Which form of every operation the device of choice gets, and why."""
+    from helios.kernels import paths
+    from helios.pipeline import pick_device
 
-    cuda = torch.cuda.is_available()
-    return {
-        "plain": True,
-        "flash (CPU)": True,
-        "flash (CUDA)": cuda and torch.backends.cuda.is_flash_attention_available(),
-        "cudnn (CUDA)": cuda and torch.backends.cuda.cudnn_sdp_enabled(),
-        "triton kernels": cuda and importlib.util.find_spec("triton") is not None,
-    }
+    return [vars(path) for path in paths(pick_device("auto"))]
 
 
 def _video() -> dict[str, bool]:
@@ -206,11 +199,15 @@ def _report(findings: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("versions", [f"{k} {v or 'not installed'}" for k, v in findings["versions"].items()]),
         ("devices", devices),
         ("used when not told otherwise", [f"{auto['device']}, {auto['dtype']}"]),
-        ("attention and kernels", [f"{k}: {_yes(v)}" for k, v in findings["attention"].items()]),
+        ("attention and kernels", [_path(path) for path in findings["kernels"]]),
         ("video", [f"{k}: {_yes(v)}" for k, v in findings["video"].items()]),
         ("models", [f"{k}: {v}" for k, v in findings["models"].items()]),
         ("advice", findings["advice"]),
     ]
+
+
+def _path(path: dict[str, str]) -> str:
+    return f"{path['operation']}: {path['form']} ({path['why']})"
 
 
 def _yes(value: bool) -> str:

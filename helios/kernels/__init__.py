@@ -20,6 +20,7 @@ from helios.kernels.norm import (
     rms_norm,
     text_add_modulated_norm,
 )
+from helios.kernels.paths import Path, paths
 from helios.kernels.rope import apply_rope, bound_factor, norm_rope, norm_rope_e4m3
 from helios.kernels.scaled import E4M3, Rows, Scaled, quantise_rows
 from helios.kernels.varlen import varlen_attention
@@ -29,6 +30,7 @@ __all__ = [
     "Backend",
     "Heads8",
     "Machine",
+    "Path",
     "Rows",
     "Scaled",
     "apply_rope",
@@ -47,6 +49,7 @@ __all__ = [
     "modulated_norm",
     "norm_rope",
     "norm_rope_e4m3",
+    "paths",
     "plain",
     "product_error",
     "quantise_heads",
