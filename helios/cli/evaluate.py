@@ -62,6 +62,9 @@ def evaluate(
         Path | None, typer.Option(help="Folder of another judge than the bundled one.")
     ] = None,
     renders: Annotated[bool, typer.Option(help="Measure the scenes themselves too.")] = True,
+    ceilings: Annotated[
+        bool, typer.Option(help="Also what a perfect model would get, and the autoencoder alone.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option(help="Go on with the records in the report's folder.")
     ] = True,
@@ -108,6 +111,7 @@ def evaluate(
         seed=seed,
         repetitions=seeds or usual_seeds,
         renders=renders,
+        ceilings=ceilings,
         speed_chunks=usual_speed if speed_chunks is None else speed_chunks,
         shard=_shard(shard),
         device=pick_device(device, int(os.environ.get("LOCAL_RANK", "0"))),

@@ -79,7 +79,7 @@ CATALOGUE: dict[str, Figure] = {
         label="noise residual",
         unit="levels",
         better="low",
-        about="White noise in levels of 255, by the median of the finest diagonal detail.",
+        about="White noise in levels of 255, by the finest diagonal detail of quiet places.",
     ),
     "amplitude": Figure(
         label="motion amplitude",

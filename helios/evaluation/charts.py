@@ -70,6 +70,7 @@ def line_chart(
     height: int = 240,
     legend: bool = False,
     alone: bool = False,
+    most: float | None = None,
 ) -> str:
     """Lines over a common axis, as one ``<svg>``.
 
@@ -81,6 +82,7 @@ def line_chart(
         height: likewise, without the legend.
         legend: names of the lines below the plot.
         alone: whether the style goes inside, for a file of its own.
+        most: the largest value there can be; the axis does not go beyond it.
     """
     xs = [value for band in bands for value in band.x]
     ys = [
@@ -91,6 +93,8 @@ def line_chart(
         if math.isfinite(value)
     ]
     low, high = _span(ys)
+    if most is not None and ys and max(ys) <= most:
+        high = min(high, most)
     left, right = (min(xs), max(xs)) if xs else (0.0, 1.0)
     right = right if right > left else left + 1
     across, down = width - LEFT - RIGHT, height - TOP - BOTTOM

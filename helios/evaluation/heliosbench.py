@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from helios.evaluation.drift import curves, picks, summarise
+from helios.evaluation.intervals import plain
 from helios.evaluation.meter import Measured, Meter
 from helios.evaluation.metrics.networks import Networks
 from helios.evaluation.prompts import BenchPrompt
 from helios.evaluation.sources import Source, Take
 from helios.evaluation.store import Record, Results, digest
 from helios.geometry import CHUNK_FRAMES, chunk_count
+from helios.pipeline import resident_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +41,9 @@ TIERS = (81, 240, 720, 1440)
 
 STRIP_FRAMES = 8
 STRIP_WIDTH = 160
+
+STREAM_POINTS = 50
+"""Chunks of which time and memory are kept."""
 
 PARTS = ("whole", "first", "last")
 
@@ -151,10 +156,11 @@ class Bench:
             scores=self.networks.frames,
             keep=tuple(wanted),
         )
-        seconds = []
+        seconds, memory = [], []
         began = time.perf_counter()
         for chunk in source.chunks(takes, chunk_count(longest)):
             seconds.append(time.perf_counter() - began)
+            memory.append(resident_memory(chunk.device) or 0)
             meter.add(chunk)
             began = time.perf_counter()
         if meter.frames < longest:
@@ -162,10 +168,15 @@ class Bench:
                 f"{source.name}: a video has {meter.frames} frames, {longest} are to be measured"
             )
         for take, measured in zip(takes, meter.finish(), strict=True):
-            self.results.put(self.key(source, take), self._record(source, take, measured, seconds))
+            record = self._record(source, take, measured, {"seconds": seconds, "memory": memory})
+            self.results.put(self.key(source, take), record)
 
     def _record(
-        self, source: Source, take: Take, measured: Measured, seconds: Sequence[float]
+        self,
+        source: Source,
+        take: Take,
+        measured: Measured,
+        stream: Mapping[str, Sequence[float]],
     ) -> Record:
         work = source.work
         values: dict[str, Any] = {
@@ -183,9 +194,10 @@ class Bench:
             },
             "curves": curves(measured),
             "work": None if work is None else vars(work),
-            "seconds_per_chunk": [
-                round(value, 4) for value in seconds[:: max(1, len(seconds) // 50)]
-            ],
+            "stream": {
+                name: [plain(value) for value in values[:: max(1, len(values) // STREAM_POINTS)]]
+                for name, values in stream.items()
+            },
         }
         small = np.zeros(0, np.uint8) if measured.small is None else measured.small
         features = np.asarray(measured.features, np.float16)

@@ -24,11 +24,11 @@ CURVES = (
     "shape",
     "motion",
     "delta_e",
-    "saturation",
-    "lightness",
-    "sharpness",
-    "noise",
-    "amplitude",
+    "saturation change",
+    "lightness change",
+    "sharpness change",
+    "noise change",
+    "amplitude change",
     "smoothness",
     "away",
     "aesthetic",
@@ -102,18 +102,9 @@ def write_plots(values: Mapping[str, Any], folder: Path) -> None:
 
 def plots(values: Mapping[str, Any]) -> dict[str, str]:
     """Every plot as an SVG that stands alone, by a name for its file."""
-    arms = list(values["arms"])
-    legend = len(arms) > 1
+    legend = len(values["order"]) > 1
     found = {
-        name: line_chart(
-            figure(name).title,
-            bands,
-            x_label="seconds",
-            width=560,
-            height=300,
-            legend=legend,
-            alone=True,
-        )
+        name: _drawn(name, bands, width=560, height=300, legend=legend, alone=True)
         for name, bands in _bands(values).items()
     }
     dots = _attributes(values, alone=True)
@@ -123,7 +114,7 @@ def plots(values: Mapping[str, Any]) -> dict[str, str]:
 def html(evaluation: Evaluation) -> str:
     """The page."""
     values = evaluation.values
-    arms = list(values["arms"])
+    arms = values["order"]
     parts = [
         f"<h1>{escape(values['title'])}</h1>",
         _facts(values),
@@ -132,8 +123,7 @@ def html(evaluation: Evaluation) -> str:
     curves = _bands(values)
     if curves and max(len(band.x) for bands in curves.values() for band in bands) > 1:
         drawn = "".join(
-            f'<div class="plotbox">{line_chart(figure(name).title, bands, x_label="seconds")}</div>'
-            for name, bands in curves.items()
+            f'<div class="plotbox">{_drawn(name, bands)}</div>' for name, bands in curves.items()
         )
         parts.append(f'<h2>Over time</h2>{_legend(arms)}<div class="plots">{drawn}</div>')
     dots = _attributes(values)
@@ -171,7 +161,7 @@ def _facts(values: Mapping[str, Any]) -> str:
 def _cards(values: Mapping[str, Any]) -> str:
     """The first arm at the longest length in large type, beside the renders if there are any."""
     arms = values["arms"]
-    name = next(iter(arms))
+    name = values["order"][0]
     length = str(values["lengths"][-1])
     cards = []
     for key in CARDS:
@@ -200,31 +190,41 @@ def _card(value: str, label: str, small: str) -> str:
 
 def _bands(values: Mapping[str, Any]) -> dict[str, list[Band]]:
     """Per plot the arms' curves, over seconds of the video."""
+    seconds = values["lengths"][-1] / FPS
     result: dict[str, list[Band]] = {}
     for name in CURVES:
         bands = []
-        for arm, entry in values["arms"].items():
-            curve = entry["curves"].get(name)
+        for arm in values["order"]:
+            curve = values["arms"][arm]["curves"].get(name)
             rows = [[], [], []] if curve is None else [_scaled(name, curve[key]) for key in _KEYS]
-            x = [(k + 0.5) * CHUNK_FRAMES / FPS for k in range(len(rows[0]))]
-            bands.append(Band(arm, x, *rows))
+            count = len(rows[0])
+            whole = max(seconds, CHUNK_FRAMES / FPS)
+            bands.append(Band(arm, [(k + 0.5) * whole / count for k in range(count)], *rows))
         if any(band.x for band in bands):
             result[name] = bands
     return result
+
+
+def _drawn(name: str, bands: Sequence[Band], **options: Any) -> str:
+    change = name.endswith(" change")
+    kind = figure(name.removesuffix(" change"))
+    title = f"{kind.title}: change since the first chunk" if change else kind.title
+    most = 100.0 if kind.unit == "%" and not change else None
+    return line_chart(title, bands, x_label="seconds", most=most, **options)
 
 
 _KEYS = ("mean", "low", "high")
 
 
 def _scaled(name: str, row: Sequence[float | None]) -> list[float]:
-    factor = figure(name).factor
+    factor = figure(name.removesuffix(" change")).factor
     return [math.nan if value is None else value * factor for value in row]
 
 
 def _attributes(values: Mapping[str, Any], *, alone: bool = False) -> str:
     """What captions say, attribute by attribute, at the longest length."""
-    arms, length = values["arms"], str(values["lengths"][-1])
-    rows = []
+    arms = {name: values["arms"][name] for name in values["order"]}
+    length, rows = str(values["lengths"][-1]), []
     for name in ATTRIBUTES:
         dots = []
         for arm in arms.values():

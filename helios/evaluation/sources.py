@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from helios.errors import InputError
-from helios.evaluation.clips import decode, film
+from helios.evaluation.clips import decode, film, round_trip
 from helios.evaluation.generation import stream_batch
 from helios.evaluation.prompts import BenchPrompt
 from helios.evaluation.speed import Work, counted
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
     from helios.pipeline import Pipeline
 
-__all__ = ["FolderSource", "ModelSource", "Source", "Take", "TruthSource", "fingerprint"]
+__all__ = [
+    "CodecSource",
+    "FolderSource",
+    "ModelSource",
+    "Source",
+    "Take",
+    "TruthSource",
+    "fingerprint",
+]
 
 HASHED = 2**28
 """Files up to this size are hashed whole; larger ones by their length and last change."""
@@ -168,6 +176,30 @@ class TruthSource:
                 width=self._size[1],
                 device=self._device,
             )
+
+
+class CodecSource(TruthSource):
+    """The very renders through the autoencoder of a model: the best its transformer could do.
+
+    Args:
+        model: whose autoencoder.
+    """
+
+    def __init__(self, model: ModelSource) -> None:
+        pipe = model.pipe
+        super().__init__(pipe.defaults.height, pipe.defaults.width, pipe.device)
+        self.name = "renders, codec"
+        self._model = model
+
+    def identity(self) -> dict[str, Any]:
+        """Which autoencoder: that of the model's weights."""
+        weights = self._model.identity()["weights"]
+        return super().identity() | {"kind": "codec", "weights": weights}
+
+    def chunks(self, takes: Sequence[Take], count: int) -> Iterator[Tensor]:
+        """Rendered, encoded and decoded again, each chunk by itself."""
+        for frames in super().chunks(takes, count):
+            yield round_trip(self._model.pipe.codec, frames)
 
 
 class FolderSource:

@@ -21,7 +21,14 @@ from helios.errors import CheckpointError, InputError
 from helios.evaluation.clips import device_name
 from helios.evaluation.heliosbench import Bench, takes_of
 from helios.evaluation.prompts import BenchPrompt
-from helios.evaluation.sources import FolderSource, ModelSource, Source, Take, TruthSource
+from helios.evaluation.sources import (
+    CodecSource,
+    FolderSource,
+    ModelSource,
+    Source,
+    Take,
+    TruthSource,
+)
 from helios.evaluation.speed import measure_speed
 from helios.evaluation.store import Record
 from helios.evaluation.summary import Arm, compare, grades, summary
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ArmSpec", "Evaluation", "SuiteConfig", "evaluate_arms", "parse_steps"]
 
 REFERENCE = "renders"
+TRUTHS = ("renders", "codec")
+"""Kinds of sources that are no model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +69,8 @@ class ArmSpec:
         """Refuse arms without a name or a model, and numbers below 1."""
         if not self.name or not self.models or not all(self.models):
             raise ValueError(f"an arm is NAME=MODEL, got {self.name!r} and {self.models}")
-        if self.name == REFERENCE:
-            raise ValueError(f"no arm may be called {REFERENCE!r}: the renders are")
+        if self.name.startswith(REFERENCE) or self.name == "other renders":
+            raise ValueError(f"no arm may be called {self.name!r}: the renders are")
         for field_name in ("prompts", "repetitions"):
             value = getattr(self, field_name)
             if value is not None and value < 1:
@@ -140,6 +149,8 @@ class SuiteConfig:
         seed: of noise; the prompts have their own.
         repetitions: videos per prompt.
         renders: whether the scenes themselves are measured, as reference.
+        ceilings: whether also what a perfect model would get: renders of the same words with other
+            places and speeds, and the renders through the first model's autoencoder.
         speed_chunks: chunks of the stream against the clock; 0: none.
         shard: this process's part of the work, and of how many.
         device: where everything runs.
@@ -150,6 +161,7 @@ class SuiteConfig:
     seed: int = 0
     repetitions: int = 1
     renders: bool = True
+    ceilings: bool = False
     speed_chunks: int = 0
     shard: tuple[int, int] = (0, 1)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -212,14 +224,16 @@ def evaluate_arms(
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ValueError(f"arms must have different names, got {', '.join(names)}")
-    columns, size, shown = [], None, prompts
+    columns: list[_Column] = []
+    first: ModelSource | None = None
+    shown = prompts
     for spec in specs:
         column = _Column(spec.name)
         for model in spec.models:
             source, own = _source(config, spec, model, prompts)
             shown = own if shown is None else shown
-            if isinstance(source, ModelSource):
-                size = (source.pipe.defaults.height, source.pipe.defaults.width)
+            if first is None and isinstance(source, ModelSource):
+                first = source
             takes = takes_of(
                 own[: spec.prompts],
                 repetitions=spec.repetitions or config.repetitions,
@@ -232,13 +246,21 @@ def evaluate_arms(
         columns.append(column)
     if shown is None:
         raise InputError("there is nothing to show: no prompt was given")
-    if config.renders and size is not None and all(prompt.scene for prompt in shown):
-        truth = TruthSource(*size, config.device)
+    if config.renders and first is not None and all(prompt.scene for prompt in shown):
         takes = takes_of(shown, repetitions=config.repetitions, seed=config.seed)
-        _measure(config, bench, truth, takes)
-        columns.append(_Column(REFERENCE, [[bench.key(truth, take) for take in takes]]))
+        for truth in _truths(config, first):
+            _measure(config, bench, truth, takes)
+            columns.append(_Column(truth.name, [[bench.key(truth, take) for take in takes]]))
     arms = _collect(bench, columns)
     return None if arms is None else _evaluation(config, bench, arms, len(shown))
+
+
+def _truths(config: SuiteConfig, model: ModelSource) -> list[TruthSource]:
+    size = (model.pipe.defaults.height, model.pipe.defaults.width)
+    truth = TruthSource(*size, config.device)
+    if not config.ceilings:
+        return [truth]
+    return [truth, TruthSource(*size, config.device, other=True), CodecSource(model)]
 
 
 def _source(
@@ -310,7 +332,7 @@ def _evaluation(config: SuiteConfig, bench: Bench, arms: Sequence[Arm], prompts:
 
     lengths = sorted(set(bench.lengths))
     reference = next((arm for arm in arms if arm.name == REFERENCE), None)
-    models = [arm for arm in arms if arm is not reference]
+    models = [arm for arm in arms if arm.records[0].values["identity"]["kind"] not in TRUTHS]
     summaries = {arm.name: summary(arm, lengths, reference) for arm in arms}
     pairs = [compare(arm, models[0], length, reference) for arm in models[1:] for length in lengths]
     values: dict[str, Any] = {

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from helios.evaluation.store import Record
 
+    Values = NDArray[np.float64]
+
 __all__ = ["Arm", "compare", "grades", "summary"]
 
 GROUPS = 40
@@ -42,6 +44,12 @@ FEWEST = 16
 """Prompts below which a distance between sets says nothing."""
 
 MINUTES = (1, 10, 30, 60)
+
+POINTS = 240
+"""Points of a curve at most: an hour has 2,618 chunks, a plot has not."""
+
+LEVELS = ("saturation", "lightness", "sharpness", "blur", "noise", "amplitude", "smoothness")
+"""Figures whose level differs from prompt to prompt."""
 
 SHARES = frozenset((*ATTRIBUTES, "caption"))
 """Figures that are shares of verdicts."""
@@ -87,10 +95,10 @@ class Arm:
             result[index].append(value)
         return {index: result[index] for index in sorted(result)}
 
-    def rows(self, length: int) -> dict[int, NDArray[np.float64]]:
+    def rows(self, length: int) -> dict[int, Values]:
         """Per prompt the features of the first and the last chunk of its videos, ``[n, F]``."""
         last = chunk_count(length) - 1
-        result: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
+        result: dict[int, list[Values]] = defaultdict(list)
         for record in self.records:
             if len(record.features) > last:
                 chosen = record.features[sorted({0, last})].astype(np.float64)
@@ -125,6 +133,7 @@ def summary(arm: Arm, lengths: Sequence[int], reference: Arm | None = None) -> d
         "speed": arm.speed,
         "lengths": {str(length): _figures(arm, length) for length in lengths},
         "sets": {str(length): _sets(arm, length, reference) for length in lengths},
+        "stream": first.values["stream"],
         "curves": _curves(arm),
         "minutes": _minutes(arm),
     }
@@ -155,24 +164,39 @@ def _figures(arm: Arm, length: int) -> dict[str, Any]:
 
 
 def _curves(arm: Arm) -> dict[str, Any]:
-    """Mean and band per chunk; videos of one prompt are averaged first."""
-    result = {}
-    names = arm.records[0].values["curves"]
-    for name in names:
-        rows: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
+    """Mean and band over time; videos of one prompt are averaged first.
+
+    Of figures in whose level prompts differ more than they drift there is a second curve, ``NAME
+    change``: every video against its own first chunk.
+    """
+    result: dict[str, Any] = {}
+    for name in arm.records[0].values["curves"]:
+        rows: dict[int, list[Values]] = defaultdict(list)
         for record in arm.records:
             values = record.values["curves"].get(name)
             if values is not None:
                 row = [math.nan if value is None else value for value in values]
-                rows[record.index].append(np.array(row, np.float64))
+                rows[record.index].append(_binned(np.array(row, np.float64)))
         if not rows or len({len(row) for some in rows.values() for row in some}) != 1:
             continue
-        mean, low, high = curve([np.mean(some, axis=0) for some in rows.values()])
-        result[name] = {
-            key: [plain(float(value), 5) for value in values]
-            for key, values in (("mean", mean), ("low", low), ("high", high))
-        }
+        means = [np.mean(some, axis=0) for some in rows.values()]
+        result[name] = _banded(means)
+        if name in LEVELS:
+            result[f"{name} change"] = _banded([row - row[0] for row in means])
     return result
+
+
+def _banded(rows: Sequence[Values]) -> dict[str, list[float | None]]:
+    return {
+        key: [plain(float(value), 5) for value in values]
+        for key, values in zip(("mean", "low", "high"), curve(rows), strict=True)
+    }
+
+
+def _binned(row: Values) -> Values:
+    """At most ``POINTS`` means of equally many chunks; a rest that fills none is left out."""
+    size = -(-len(row) // POINTS)
+    return row[: len(row) // size * size].reshape(-1, size).mean(axis=1)
 
 
 def _minutes(arm: Arm) -> dict[str, Any]:
@@ -218,9 +242,7 @@ def _sets(arm: Arm, length: int, reference: Arm | None) -> dict[str, Any]:
 class _Sets:
     """Two sets of features dealt into the same groups of prompts."""
 
-    def __init__(
-        self, ours: Sequence[NDArray[np.float64]], theirs: Sequence[NDArray[np.float64]]
-    ) -> None:
+    def __init__(self, ours: Sequence[Values], theirs: Sequence[Values]) -> None:
         self._count = min(GROUPS, len(ours))
         self._rows = [
             [np.concatenate(side[group :: self._count]) for group in range(self._count)]

@@ -70,12 +70,13 @@ def cell(name: str, estimate: Mapping[str, Any] | None, *, signed: bool = False)
 
 def tables(evaluation: Mapping[str, Any]) -> list[Table]:
     """Every table of an evaluation that has something to say."""
-    arms, lengths = evaluation["arms"], evaluation["lengths"]
+    arms = {name: evaluation["arms"][name] for name in evaluation["order"]}
+    lengths = evaluation["lengths"]
     result: list[Table] = []
     for length in lengths:
         result += _of_length(arms, length)
     result += [_minutes(arms), *(_pair(pair) for pair in evaluation["pairs"])]
-    result += [_grades(evaluation["grades"]), _work(arms)]
+    result += [_grades(evaluation["grades"]), _work(arms), _stream(arms)]
     return [table for table in result if table.rows]
 
 
@@ -209,6 +210,31 @@ def _work(arms: Mapping[str, Any]) -> Table:
         "memory, MiB",
     ]
     return Table("Work and speed", header, rows)
+
+
+def _stream(arms: Mapping[str, Any]) -> Table:
+    """Time and memory early and late in a long video: neither may grow."""
+    rows = []
+    for name, arm in arms.items():
+        seconds, memory = arm["stream"]["seconds"], arm["stream"]["memory"]
+        count = len(seconds) // 5
+        if not count or arm["work"] is None:
+            continue
+        # The first fifth holds the first chunk, which warms everything up.
+        early, late = seconds[count : 2 * count], seconds[-count:]
+        rows.append(
+            [
+                name,
+                f"{sorted(early)[count // 2]:.4f}",
+                f"{sorted(late)[count // 2]:.4f}",
+                f"{memory[count] / 2**20:.0f}",
+                f"{memory[-1] / 2**20:.0f}",
+            ]
+        )
+    header = ["", "s per chunk, second fifth", "s per chunk, last fifth"]
+    header += ["memory after a fifth, MiB", "memory at the end, MiB"]
+    note = "Of the first batch of videos, made together; a chunk is generated and decoded."
+    return Table("Time and memory over the length", header, rows, note)
 
 
 def markdown(evaluation: Mapping[str, Any]) -> str:

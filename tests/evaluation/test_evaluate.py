@@ -105,7 +105,7 @@ def test_models_are_compared_on_the_same_prompts(
     assert report["arms"]["one"]["sets"]["40"]["diversity"]["n"] == 2
     assert "two less one, 40 frames" in text
     drawn = {path.name for path in plots.iterdir()}
-    assert {"caption.svg", "saturation.svg", "captions.svg"} <= drawn
+    assert {"caption.svg", "saturation-change.svg", "captions.svg"} <= drawn
 
 
 def test_an_arm_may_have_several_trainings(
@@ -114,9 +114,15 @@ def test_an_arm_may_have_several_trainings(
     other = tmp_path / "other"
     text = run(
         f"full={little_folder},{little_folder}@prompts=2", "--suite", "drift", "--captions", 3,
-        "--lengths", 66, "--judge", judge, "--report", other, *CHEAP, "--no-renders",
+        "--lengths", 66, "--judge", judge, "--report", other, *CHEAP, "--ceilings",
     )  # fmt: skip
     report = json.loads((other / "report.json").read_text())
+    assert report["order"] == ["full", "renders", "other renders", "renders, codec"]
+    assert report["grades"].keys() == {"full"}
+    pixels = {
+        n: a["lengths"]["66"]["sharpness"]["value"]["value"] for n, a in report["arms"].items()
+    }
+    assert len(set(pixels.values())) == 4
     arm = report["arms"]["full"]
     assert (arm["trainings"], arm["prompts"], arm["videos"]) == (2, 2, 4)
     values = arm["lengths"]["66"]["saturation"]["value of trainings"]
