@@ -218,6 +218,7 @@ class Sessions:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.live: dict[str, Session] = {}
+        self._parking: dict[str, asyncio.Event] = {}
 
     async def start(self, asked: SessionStart, owner: str, queued: Queued) -> Session:
         """A new session on a worker, after its turn in the line."""
@@ -325,6 +326,9 @@ class Sessions:
         record = self.find(asked.session, owner)
         if asked.session in self.live:
             raise ApiError(409, "session_active", "the session is on another connection")
+        if asked.session in self._parking:
+            # Its states are written when the chunk being made is finished.
+            await self._parking[asked.session].wait()
         document = record.document
         workers = service.supervisor.of_model(document["model"])
         place = await service.line.enter(workers, lambda *now: queued(record.id, *now))
@@ -342,7 +346,7 @@ class Sessions:
                 settings=settings,
                 loras=document["loras"],
                 until=None if asked.ahead is None else asked.have + asked.ahead,
-                stopped=document.get("over") == "stopped",
+                stopped=document.get("over") == "stopped" and asked.chunk is None,
             )
             await asyncio.to_thread(recording.cut, chunk)
             session = Session(service, record, stream, recording, place, asked.ahead)
@@ -416,6 +420,7 @@ class Sessions:
         """Write its states and free its place."""
         if self.live.pop(session.id, None) is None:
             return
+        parked = self._parking[session.id] = asyncio.Event()
         try:
             with suppress(ApiError):
                 if session.over is None or session.last_chunk is None:
@@ -428,6 +433,8 @@ class Sessions:
             session.stream.close()
             if session.place is not None:
                 session.place.leave()
+            del self._parking[session.id]
+            parked.set()
 
     async def lose(self, session: Session, code: str) -> None:
         """Its worker is gone; the last state on disk is where it can go on."""
