@@ -9,7 +9,7 @@ a batch never mixes buckets.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ class ShardReader:
         self._resident = resident
         self._buckets = _buckets(folder)
         self._held: dict[str, Mapping[str, Tensor]] = {}
+        self._whole: dict[int, Mapping[str, Tensor]] = {}
         self._epoch, self._next = 0, 0
         self._plan: list[tuple[int, list[int]]] = []
         if not self._plan_of(0):
@@ -176,11 +177,12 @@ class ShardReader:
 
     def prepare(self) -> None:
         """Open every shard; when resident, bring it to the device."""
-        place = self._device if self._resident else "cpu"
-        for bucket in self._buckets:
-            for name in bucket.shards:
-                held = read_tensors(self._folder, name)
-                self._held[name] = {key: value.to(place) for key, value in held.items()}
+        for number, bucket in enumerate(self._buckets):
+            opened = (read_tensors(self._folder, name) for name in bucket.shards)
+            if self._resident:
+                self._whole[number] = _joined(opened, len(bucket.rows), self._device)
+            else:
+                self._held |= zip(bucket.shards, opened, strict=True)
         self._plan = self._plan_of(self._epoch)
 
     def batch(self) -> dict[str, Tensor]:
@@ -190,6 +192,9 @@ class ShardReader:
             self._plan = self._plan_of(self._epoch)
         bucket, chosen = self._plan[self._next]
         self._next += 1
+        if self._resident:
+            index = torch.tensor(chosen).to(self._device, non_blocking=True)
+            return {key: value[index] for key, value in self._whole[bucket].items()}
         return self._gather(self._buckets[bucket], chosen)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -229,6 +234,22 @@ class ShardReader:
             key: torch.cat([part[key] for part in parts]).to(self._device, non_blocking=True)
             for key in parts[0]
         }
+
+
+def _joined(
+    shards: Iterable[Mapping[str, Tensor]], rows: int, device: torch.device
+) -> dict[str, Tensor]:
+    """All rows of some shards in one tensor each, brought to the device one shard at a time."""
+    whole: dict[str, Tensor] = {}
+    first = 0
+    for shard in shards:
+        for key, value in shard.items():
+            if key not in whole:
+                shape = (rows, *value.shape[1:])
+                whole[key] = torch.empty(shape, dtype=value.dtype, device=device)
+            whole[key][first : first + len(value)] = value
+        first += len(next(iter(shard.values())))
+    return whole
 
 
 def _buckets(folder: Path) -> list[_Bucket]:

@@ -47,6 +47,8 @@ __all__ = ["Stage3", "Stage3Config"]
 
 CRITIC = "critic"
 TIMESTEPS = 1000.0
+GRAPHS = 64
+"""Forms of a block that may be compiled; PyTorch gives up after eight."""
 NOTHING = DropConfig(all=1.0, i2v=0.0, v2v=0.0)
 """Text to video: the whole past is dropped."""
 
@@ -194,6 +196,8 @@ class Stage3(FlowStage):
             ).to(world.device)
             self._critic["heads"] = self._heads
         if compiled:
+            # Three scales, with gradients and without, adapters on and off, crops: each a graph.
+            torch._dynamo.config.recompile_limit = GRAPHS
             self._compile(self._teacher)
         with torch.no_grad():
             self._unconditional = read_tokens(self._teacher_text, self._empty)
