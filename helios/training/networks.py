@@ -22,6 +22,7 @@ from helios.model import (
     WAN_CLASS,
     HeliosTransformer,
     TransformerConfig,
+    empty_transformer,
     load_transformer,
     load_wan,
     reset_parameters,
@@ -46,6 +47,13 @@ __all__ = [
     "unseen_prompts",
     "write_samples",
 ]
+
+
+SWITCHES = (
+    *("guidance_cross_attn", "zero_history_timestep", "restrict_self_attn"),
+    *("absolute_positions", "without_anchor", "aligned_scales"),
+)
+"""Settings of a transformer that come without parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,9 @@ def new_networks(
 def load_networks(folder: Path, config: TransformerConfig) -> tuple[HeliosTransformer, TextEncoder]:
     """The transformer and the text encoder of a model or run folder, float32 on the CPU.
 
-    A bidirectional model of Wan serves as well: see `helios.model.load_wan`.
+    A bidirectional model of Wan serves as well: see `helios.model.load_wan`. A switch of ``config``
+    that needs no parameters may take away what the model had; what it was trained without cannot
+    be switched on again.
 
     Raises:
         CheckpointError: if there is no model, or its transformer is another than ``config``.
@@ -96,15 +106,25 @@ def load_networks(folder: Path, config: TransformerConfig) -> tuple[HeliosTransf
     part = model / "transformer"
     bidirectional = read_json(part / "config.json").get("_class_name") == WAN_CLASS
     transformer = load_wan(part) if bidirectional else load_transformer(part)
-    other = [
-        f"{item.name} is {getattr(transformer.config, item.name)}"
+    usual, found = TransformerConfig(), transformer.config
+    differing = [
+        item.name
         for item in fields(config)
-        if getattr(transformer.config, item.name) != getattr(config, item.name)
+        if getattr(found, item.name) != getattr(config, item.name)
+    ]
+    other = [
+        f"{name} is {getattr(found, name)}"
+        for name in differing
+        if name not in SWITCHES or getattr(found, name) != getattr(usual, name)
     ]
     if other:
         raise CheckpointError(
             f"the transformer of {folder} is not that of stage.transformer: {', '.join(other)}"
         )
+    if differing:
+        switched = empty_transformer(config)
+        switched.load_state_dict(transformer.state_dict(), assign=True)
+        transformer = switched.eval()
     return transformer, load_text_encoder(model)
 
 

@@ -2,6 +2,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helios.errors import CheckpointError
 from helios.pipeline import find_model as find_named_model
@@ -37,6 +38,27 @@ def test_networks_of_another_shape_are_named():
     assert text.dim == config.text_dim
     with pytest.raises(CheckpointError, match="ffn_dim is 768"):
         load_networks(TINY, replace(config, ffn_dim=512))
+
+
+def test_a_remedy_can_be_taken_away_but_not_given_back(tmp_path):
+    from helios.model import save_transformer
+    from helios.presets.models import tiny_transformer
+
+    whole = tiny_transformer()
+    without = replace(whole, without_anchor=True, guidance_cross_attn=False)
+    transformer, _ = load_networks(TINY, without)
+    original, _ = load_networks(TINY, whole)
+    assert transformer.config == without
+    assert not transformer.blocks[0].text_to_noisy_only
+    for name, parameter in original.named_parameters():
+        assert torch.equal(parameter, transformer.get_parameter(name))
+        assert transformer.get_parameter(name).requires_grad
+
+    shutil.copytree(TINY, tmp_path / "model")
+    save_transformer(transformer, tmp_path / "model" / "transformer")
+    assert load_networks(tmp_path, without)[0].config == without
+    with pytest.raises(CheckpointError, match="without_anchor is True"):
+        load_networks(tmp_path, whole)
 
 
 def test_unseen_prompts_repeat_with_their_seed():
