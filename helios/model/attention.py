@@ -44,10 +44,20 @@ class HeadsNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self._bound: tuple[object, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps)
+
+    def bound(self, heads: int) -> tuple[Tensor, Tensor]:
+        """`bound_factor` of the gains and its reciprocal, ``[H]`` each; kept while gains stay."""
+        version = 0 if self.weight.is_inference() else self.weight._version
+        state = (self.weight.data_ptr(), version, heads)
+        if self._bound is None or self._bound[0] != state:
+            factor = bound_factor(self.weight, heads)
+            self._bound = (state, factor, factor.reciprocal())
+        return self._bound[1:]
 
 
 class _Projections(nn.Module):
@@ -157,9 +167,9 @@ class SelfAttention(_Projections):
         return attention_e4m3(queries, keys, values).to(value.dtype)
 
     def _turn_e4m3(self, x: Tensor, norm: HeadsNorm, tables: Rotation) -> Heads8:
-        factor = bound_factor(norm.weight, self.heads)
+        factor, scale = norm.bound(self.heads)
         turned = norm_rope_e4m3(x, norm.weight, *tables, norm.eps, factor)
-        return turned, factor.reciprocal().expand(len(x), -1)
+        return turned, scale.expand(len(x), -1)
 
 
 class CrossAttention(_Projections):

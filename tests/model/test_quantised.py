@@ -193,6 +193,18 @@ def test_side_by_side_projections_train_and_adapt_as_ever():
         assert torch.equal(one, other)
 
 
+@torch.no_grad()
+def test_bounds_of_queries_and_keys_follow_their_gains():
+    model = build()
+    norm = model.blocks[0].self_attention.query_norm
+    before = norm.bound(2)
+    assert norm.bound(2)[0] is before[0]
+    norm.weight.mul_(2)
+    torch.testing.assert_close(norm.bound(2)[0], before[0] / 2)
+    norm.weight.data = norm.weight.data * 2
+    torch.testing.assert_close(norm.bound(2)[1], before[1] * 4)
+
+
 def test_difference_is_the_formula():
     exact, found = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     difference = Difference.between(found, exact)
