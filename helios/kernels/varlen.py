@@ -7,12 +7,13 @@ large product; only attention has to know where one ends and the next begins (tr
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from helios.kernels.attention import attention
 
@@ -60,8 +61,6 @@ def by_segment(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ..
 
 def in_one_call(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """All segments of all samples together; CUDA, float16 or bfloat16; see `varlen_attention`."""
-    from torch.nn.attention.varlen import varlen_attn
-
     borders, longest = _borders(lengths, len(query), query.device), max(lengths)
     q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
     mixed = cast(Tensor, varlen_attn(q, k, v, borders, borders, longest, longest))
@@ -72,28 +71,34 @@ def _constant_in_graphs(function: _Function) -> _Function:
     return cast(_Function, torch.compiler.assume_constant_result(function))
 
 
-# While a graph is traced the answer is asked for once and becomes part of it.
+# While a graph is traced the answers are asked for once and become part of it.
 @_constant_in_graphs
-@cache
 def _has_varlen(index: int) -> bool:
     """Whether variable-length attention runs on this CUDA device."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
+    return _probed(index)
 
-        place = torch.device("cuda", index)
-        probe = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=place)
-        ends = torch.tensor([0, 4], dtype=torch.int32, device=place)
+
+@cache
+def _probed(index: int) -> bool:
+    place = torch.device("cuda", index)
+    probe = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=place)
+    ends = torch.tensor([0, 4], dtype=torch.int32, device=place)
+    try:
         with torch.no_grad():
             varlen_attn(probe, probe, probe, ends, ends, 4, 4)
-    except (ImportError, RuntimeError):
+    except RuntimeError:  # a build without FlashAttention, or a GPU that is too old for it
         return False
     return True
 
 
 @_constant_in_graphs
-@cache
 def _borders(lengths: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
     """Where segments begin, and the end of the last: int32 ``[batch * segments + 1]``."""
+    return _kept_borders(lengths, batch, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_borders(lengths: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         ends = list(accumulate(lengths * batch, initial=0))
         return torch.tensor(ends, dtype=torch.int32).to(device)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from helios.kernels import attention, varlen_attention
+from helios.kernels import attention, varlen, varlen_attention
 from helios.kernels.varlen import _borders, by_segment, in_one_call
 
 LENGTHS = (5, 3, 8)
@@ -53,6 +53,19 @@ def test_borders_repeat_for_every_sample():
     borders = _borders(LENGTHS, 2, torch.device("cpu"))
     assert borders.tolist() == [0, 5, 8, 16, 21, 24, 32]
     assert borders.dtype == torch.int32
+
+
+def test_one_call_is_one_graph_with_its_borders_inside(monkeypatch):
+    def stand_in(query, key, value, starts, ends, longest, longest_key):
+        assert query.shape == (2 * sum(LENGTHS), 3, 8)
+        assert longest == longest_key == max(LENGTHS)
+        return value + starts.sum() + ends[-1]
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    tensors = draw(torch.float32)
+    compiled = torch.compile(in_one_call, dynamic=False, fullgraph=True, backend="eager")
+    expected = tensors[2] + (0 + 5 + 8 + 16 + 21 + 24 + 32) + 32
+    assert torch.equal(compiled(*tensors, LENGTHS), expected)
 
 
 @pytest.mark.parametrize("lengths", [(5, 3, 7), (5, 0, 11), (16, 1)])

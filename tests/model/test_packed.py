@@ -66,6 +66,16 @@ def test_packed_gradients_are_those_of_one_pass_per_scale():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-6)
 
 
+def test_packed_under_autocast_is_in_half_precision():
+    model = build()
+    asked = question(model.config)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = packed_forward(model, *asked), apart(model, *asked)
+    for packed, alone in zip(*found):
+        assert packed.dtype == alone.dtype
+        torch.testing.assert_close(packed, alone, rtol=5e-2, atol=5e-2)
+
+
 def test_scales_do_not_see_each_other():
     model = build()
     inputs, timesteps, text, window = question(model.config)
