@@ -99,6 +99,11 @@ class HistoryWindow:
             torch.cat(elapsed) if len(elapsed) == len(windows) else None,
         )
 
+    def of(self, samples: slice) -> HistoryWindow:
+        """The windows of some samples of the batch."""
+        elapsed = None if self.elapsed is None else self.elapsed[samples]
+        return HistoryWindow(self.frames[samples], self.present[samples], elapsed)
+
     def without_anchor(self) -> HistoryWindow:
         """The same past with an anchor that does not exist."""
         frames = torch.cat((torch.zeros_like(self.anchor), self.frames[:, :, 1:]), dim=2)

@@ -278,10 +278,7 @@ class Stage3(FlowStage):
         if count < len(batch):
             drop = replace(config.drop, all=0.0)
             parts.append(self._cut(batch.latents[count:], 0.0, drop, noise))
-        window = HistoryWindow(
-            torch.cat([part.window.frames for part in parts]),
-            torch.cat([part.window.present for part in parts]),
-        )
+        window = HistoryWindow.stack([part.window for part in parts])
         own = window
         if config.student_corruption is not None:
             own = corrupt(window, config.student_corruption, noise)
@@ -316,11 +313,9 @@ class Stage3(FlowStage):
         noise = generator or self.noise
         parts = []
         for part, plan in self._groups(windows):
-            text, frames = windows.text[part], windows.own.frames[part]
-            past = HistoryWindow(frames, windows.own.present[part])
             start = torch.randn(windows.clean[part].shape, generator=noise, device=self.device)
             exits = None if whole else draw_exits(plan, self._choices)
-            denoiser = bind(network, text, past)
+            denoiser = bind(network, windows.text[part], windows.own.of(part))
             parts.append(simulate(denoiser, plan, start, self.config.schedule, noise, exits=exits))
         return torch.cat(parts)
 
@@ -418,9 +413,7 @@ class Stage3(FlowStage):
         real = mix(windows.clean, noise, noised.sigma)
         twin = real + config.r1_sigma * little
         crop = draw_crop(shape[-2], shape[-1], config.crop, self._choices)
-        window = HistoryWindow(
-            windows.window.frames.repeat(3, 1, 1, 1, 1), windows.window.present.repeat(3, 1)
-        )
+        window = HistoryWindow.stack([windows.window] * 3)
         logits = judge(
             self._teacher,
             self._heads,

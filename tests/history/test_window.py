@@ -69,3 +69,14 @@ def test_without_anchor_only_the_anchor_is_gone():
     assert torch.equal(left.frames[:, :, 1:], whole.frames[:, :, 1:])
     assert left.present[:, 1:].all()
     assert left.elapsed is whole.elapsed
+
+
+def test_some_samples_of_a_batch():
+    frames = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 2, 20, 2, 2)
+    present = torch.tensor([[True], [False], [True]]).expand(3, 20)
+    window = HistoryWindow(frames, present, torch.tensor([0, 9, 18]))
+    part = window.of(slice(1, 3))
+    assert part.frames[:, 0, 0, 0, 0].tolist() == [1, 2]
+    assert part.present[:, 0].tolist() == [False, True]
+    assert part.elapsed.tolist() == [9, 18]
+    assert HistoryWindow(frames, present).of(slice(0, 1)).elapsed is None
