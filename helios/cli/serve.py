@@ -110,11 +110,14 @@ def _run(config: ServeConfig, *, open_browser: bool) -> None:
 
 def _as_local(kind: str) -> type[Exception]:
     """The class that gives a worker's failure its exit code."""
-    if kind == "MemoryError":
-        return MemoryError
-    if kind == "ValueError":
-        return ValueError
-    return CheckpointError
+    known: dict[str, type[Exception]] = {
+        "MemoryError": MemoryError,
+        "ValueError": ValueError,
+        "InputError": InputError,
+    }
+    if kind in known:
+        return known[kind]
+    return CheckpointError if kind.startswith(("Checkpoint", "Unsafe")) else RuntimeError
 
 
 def _common(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from helios.serving.errors import ApiError
 from helios.serving.journal import Record
-from helios.serving.protocol import Lora, PromptText
+from helios.serving.protocol import Lora, Shots
 from helios.serving.recording import INDEX, MEDIA, Recording
 from helios.serving.sessions import states_in
 from helios.serving.store import new_id
@@ -45,7 +45,7 @@ class _Document(BaseModel):
     schema_version: int
     model: str
     loras: dict[str, float]
-    prompts: list[tuple[int, PromptText]]
+    prompts: Shots
     settings: dict[str, Any]
     name: str | None
     mime: str | None = None

@@ -354,7 +354,7 @@ class Jobs:
         if old is None:
             raise ApiError(404, "video_not_found", "the video to extend is gone")
         path = self._service.store.folder(old.id) / state_name(begun["chunk"])
-        stream = await worker.open(
+        return await worker.open(
             "resume",
             job.record.id,
             path=str(path),
@@ -362,12 +362,9 @@ class Jobs:
             endless=False,
             settings=old.document["settings"],
             loras=document["loras"],
-            until=begun["chunk"] - 1,
+            until=None,
+            prompt=document["new_prompt"],
         )
-        if document["new_prompt"] is not None:
-            await stream.call("prompt", prompt=document["new_prompt"], transition=0)
-        stream.tell("until", chunk=None)
-        return stream
 
     async def _consume(self, job: Job) -> str | None:
         """Take chunks until the end; the code of a failure, none if it is complete."""

@@ -122,12 +122,11 @@ class LiveConnection:
             value = parse_object(text)
             event_id = value.get("event_id")
             event_id = event_id if isinstance(event_id, str) and len(event_id) <= 64 else None
-            message = self._parsed(value)
             if event_id is not None:
                 if event_id in self._events:
                     raise ApiError(400, "duplicate_event", "this event_id was used", "event_id")
                 self._events.append(event_id)
-            await self._do(message)
+            await self._do(self._parsed(value))
         except ApiError as error:
             await self._refuse(error, event_id)
         except OSError as error:

@@ -35,7 +35,6 @@ __all__ = [
     "Generation",
     "InputReference",
     "Lora",
-    "PromptText",
     "RemixVideo",
     "SessionBranch",
     "SessionExtend",
@@ -47,6 +46,7 @@ __all__ = [
     "SessionSave",
     "SessionStart",
     "SessionStop",
+    "Shots",
     "VideoReference",
     "client_message",
 ]

@@ -11,13 +11,13 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from helios.serving.bodies import checked, form_values, read_form, read_json
+from helios.serving.bodies import Form, checked, form_values, read_form, read_json
 from helios.serving.documents import described
 from helios.serving.errors import ApiError
 from helios.serving.files import send_file
 from helios.serving.jobs import Job
 from helios.serving.journal import Record
-from helios.serving.protocol import CreateVideo, ExtendVideo, RemixVideo
+from helios.serving.protocol import CreateVideo, ExtendVideo, InputReference, RemixVideo
 from helios.serving.service import Service
 from helios.serving.shapes import video_shape
 
@@ -124,6 +124,8 @@ async def extend_video(request: Request) -> JSONResponse:
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         async with read_form(request, service) as form:
             values = form_values(form.fields)
+            if "video" in form.files:
+                return await _extend_upload(request, service, values, form)
             if "video[id]" in values:
                 values["video"] = {"id": values.pop("video[id]")}
             asked = checked(values, ExtendVideo)
@@ -131,6 +133,27 @@ async def extend_video(request: Request) -> JSONResponse:
         asked = await read_json(request, ExtendVideo)
     old = service.jobs.find(asked.video.id, owner)
     record = await service.jobs.extend(old, asked, owner)
+    return JSONResponse(video_shape(service, record))
+
+
+async def _extend_upload(
+    request: Request, service: Service, values: dict[str, Any], form: Form
+) -> JSONResponse:
+    """A clip that was not made here: what follows is made from its end, without it."""
+    owner = _owner(request)
+    asked = checked(values | {"input_reference": {"file_id": "file_" + "0" * 32}}, CreateVideo)
+    service.jobs.check_room(owner)
+    name, path = form.files.pop("video")
+    try:
+        upload = await service.uploads.add(path, name, owner)
+    except ApiError as error:
+        error.param = "video"
+        raise
+    reference = InputReference(file_id=upload.id)
+    record = await service.jobs.create(
+        asked.model_copy(update={"input_reference": reference}), owner
+    )
+    record.document["warnings"].append("the result holds the new part only")
     return JSONResponse(video_shape(service, record))
 
 

@@ -1,0 +1,207 @@
+"""The official client runs the whole life cycle; results are held against the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai.types import Video
+
+from helios.media import read_video
+from helios.pipeline import load
+
+from .harness import PROMPT, QUICK, Server, finished, make, wait_for
+
+EXTRA = {"steps": 1, "guidance_scale": 1, "seed": 3, "num_frames": 66}
+OTHER = "a blue cube spins on sand"
+# The client says at every call that the service it was made for closes.
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
+
+@pytest.fixture
+def api(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def frames(data: bytes, path: Path) -> np.ndarray:
+    path.write_bytes(data)
+    return read_video(path)[0]
+
+
+def test_the_whole_life_cycle(
+    api: openai.OpenAI, server: Server, tiny_random: Path, tmp_path: Path
+) -> None:
+    assert [model.id for model in api.models.list()] == [tiny_random.name]
+    video = api.videos.create_and_poll(prompt=PROMPT, extra_body=EXTRA, poll_interval_ms=50)
+    assert (video.status, video.progress, video.error) == ("completed", 100, None)
+    assert video.size == "48x32"
+    assert float(video.seconds) == 66 / 24
+    reference = load(tiny_random, "cpu", "float32")
+    fields = {"steps": 1, "guidance_scale": 1.0, "seed": 3}
+    saved = reference(PROMPT, num_frames=66, **fields).save(tmp_path / "off.mp4")
+    content = api.videos.download_content(video.id).read()
+    assert np.array_equal(frames(content, tmp_path / "v.mp4"), read_video(saved)[0])
+    picture = api.videos.download_content(video.id, variant="thumbnail").read()
+    assert picture[:3] == b"\xff\xd8\xff"
+
+    remix = api.videos.remix(video.id, prompt=OTHER)
+    assert remix.remixed_from_video_id == video.id
+    assert api.videos.poll(remix.id, poll_interval_ms=50).status == "completed"
+    wanted = reference(OTHER, num_frames=66, **fields).save(tmp_path / "remix.mp4")
+    content = api.videos.download_content(remix.id).read()
+    assert np.array_equal(frames(content, tmp_path / "r.mp4"), read_video(wanted)[0])
+
+    # The client's own method cannot send an id, only a file; its transport can.
+    body = {"prompt": OTHER, "seconds": "2", "video": {"id": video.id}}
+    longer = api.post("/videos/extensions", body=body, cast_to=Video)
+    longer = api.videos.poll(longer.id, poll_interval_ms=50)
+    assert (longer.status, float(longer.seconds)) == ("completed", (66 + 48) / 24)
+    track = [(0, PROMPT), (2, OTHER)]
+    wanted = reference(track, num_frames=114, **fields).save(tmp_path / "long.mp4")
+    content = api.videos.download_content(longer.id).read()
+    assert np.array_equal(frames(content, tmp_path / "l.mp4"), read_video(wanted)[0])
+
+    listed = [item.id for item in api.videos.list(limit=2)]
+    assert listed[:2] == [longer.id, remix.id]
+    assert video.id in listed  # the client follows the pages
+    for item in (video, remix, longer):
+        assert api.videos.delete(item.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        api.videos.retrieve(video.id)
+
+
+def test_a_picture_as_file_and_as_data_url(api: openai.OpenAI, tmp_path: Path) -> None:
+    import base64
+
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    inline = api.post(
+        "/videos",
+        body={"prompt": PROMPT, "input_reference": {"image_url": url}, **EXTRA},
+        cast_to=Video,
+    )
+    made = [
+        api.videos.create_and_poll(
+            prompt=PROMPT, input_reference=tmp_path / "p.png", extra_body=EXTRA, poll_interval_ms=50
+        ),
+        api.videos.poll(inline.id, poll_interval_ms=50),
+    ]
+    assert [video.status for video in made] == ["completed", "completed"]
+    one, two = (api.videos.download_content(video.id).read() for video in made)
+    assert np.array_equal(frames(one, tmp_path / "1.mp4"), frames(two, tmp_path / "2.mp4"))
+
+
+def test_a_clip_of_ones_own_is_extended(api: openai.OpenAI, client: httpx.Client) -> None:
+    video = finished(client, make(client)["id"])
+    content = client.get(f"/v1/videos/{video['id']}/content").content
+    longer = api.videos.extend(
+        prompt=OTHER, seconds="1", video=("clip.mp4", content), extra_body={"steps": 1}
+    )
+    longer = api.videos.poll(longer.id, poll_interval_ms=50)
+    assert (longer.status, float(longer.seconds)) == ("completed", 1.0)
+
+
+def test_named_sizes_are_taken_to_the_nearest_legal_one(client: httpx.Client) -> None:
+    # Only accepted, never made: such a size takes a while.
+    body = QUICK | {"num_frames": 1, "size": "1792x1024"}
+    video = client.post("/v1/videos", json=body).json()
+    client.delete(f"/v1/videos/{video['id']}")
+    width, height = (int(side) for side in video["size"].split("x"))
+    assert width * height <= 921_600
+    assert width % 16 == height % 16 == 0
+    assert video["warnings"] == [f"size 1792x1024 was taken as {width}x{height}"]
+
+
+def test_ranges_give_their_part(client: httpx.Client) -> None:
+    video = finished(client, make(client)["id"])
+    path = f"/v1/videos/{video['id']}/content"
+    whole = client.get(path)
+    assert whole.headers["accept-ranges"] == "bytes"
+    assert f'filename="{video["id"]}.mp4"' in whole.headers["content-disposition"]
+    size = len(whole.content)
+    for asked, part in (
+        ("bytes=0-99", whole.content[:100]),
+        ("bytes=100-", whole.content[100:]),
+        ("bytes=-7", whole.content[-7:]),
+        (f"bytes={size - 3}-{size + 50}", whole.content[-3:]),
+    ):
+        answer = client.get(path, headers={"Range": asked})
+        assert answer.status_code == 206
+        assert answer.content == part
+        assert answer.headers["content-range"].endswith(f"/{size}")
+    assert client.get(path, headers={"Range": f"bytes={size}-"}).status_code == 416
+    for ignored in ("bytes=5-2", "lines=1-2", "bytes=0-1,5-6", "bytes=-"):
+        assert client.get(path, headers={"Range": ignored}).status_code == 200
+
+
+def test_events_tell_every_chunk_and_the_end(client: httpx.Client) -> None:
+    video = make(client, num_frames=99)
+    with client.stream("GET", f"/v1/videos/{video['id']}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        text = "".join(answer.iter_text())
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    assert [event["type"] for event in events[-1:]] == ["video.completed"]
+    progress = [event for event in events if event["type"] == "video.progress"]
+    assert [event["chunk"] for event in progress] == list(range(len(progress)))
+    assert events[-1]["progress"] == 100
+
+
+def test_the_stream_grows_and_is_the_file(
+    client: httpx.Client, server: Server, tmp_path: Path
+) -> None:
+    server.fault("slow", seconds=0.2)
+    video = make(client, num_frames=99)
+    with client.stream("GET", f"/v1/videos/{video['id']}/stream") as answer:
+        data = b""
+        for piece in answer.iter_bytes():
+            if not data:
+                status = client.get(f"/v1/videos/{video['id']}").json()["status"]
+                assert status in ("queued", "in_progress")
+            data += piece
+    server.fault("slow", seconds=0)
+    assert finished(client, video["id"])["status"] == "completed"
+    content = client.get(f"/v1/videos/{video['id']}/content").content
+    assert np.array_equal(frames(data, tmp_path / "s.mp4"), frames(content, tmp_path / "c.mp4"))
+    again = client.get(f"/v1/videos/{video['id']}/stream").content
+    assert again == content
+
+
+def test_cancel_ends_the_job_and_keeps_the_record(client: httpx.Client, server: Server) -> None:
+    server.fault("slow", seconds=0.3)
+    running, queued = make(client, num_frames=330), make(client)
+    wait_for(lambda: client.get(f"/v1/videos/{running['id']}").json()["status"] == "in_progress")
+    for video in (running, queued):
+        answer = client.post(f"/v1/videos/{video['id']}/cancel").json()
+        assert (answer["status"], answer["error"]["code"]) == ("failed", "cancelled")
+    server.fault("slow", seconds=0)
+    assert not list((server.data / "videos" / running["id"]).iterdir())
+    assert finished(client, make(client)["id"])["status"] == "completed"
+
+
+def test_the_same_key_is_the_same_job(client: httpx.Client) -> None:
+    body = QUICK | {"num_frames": 33}
+    made = [
+        client.post("/v1/videos", json=body, headers={"Idempotency-Key": "mine"}).json()["id"]
+        for _ in range(2)
+    ]
+    assert made[0] == made[1]
+
+
+def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.")
+    assert {"/v1/videos", "/v1/videos/{video_id}", "/v1/uploads", "/v1/sessions"} <= set(
+        document["paths"]
+    )
+    body = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
