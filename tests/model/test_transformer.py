@@ -278,3 +278,54 @@ def test_a_crop_lies_where_its_origin_says():
         assert torch.equal(part[-9 * 2 * 3 :].unflatten(0, (9, 2, 3)), noisy)
     with pytest.raises(ValueError, match="even"):
         model(x, *rest, origin=(1, 0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_cross_attn": False, "zero_history_timestep": False},
+        {"is_amplify_history": True, "restrict_self_attn": True, "cross_attn_norm": False},
+    ],
+)
+def test_text_and_timestep_made_once_serve_as_well(options, autocast):
+    model = build(**options)
+    x, timestep, text, window = inputs(model.config, batch=2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        memory, rows = model.read(text), model.modulate(timestep)
+        expected = model(x, timestep, text, window)
+        assert torch.equal(model(x, rows, memory, window), expected)
+        assert torch.equal(model(x, rows, text, window), expected)
+        assert torch.equal(model(x, timestep, memory, window), expected)
+    assert rows.blocks.shape == (2, 2, 2, 6, 24)
+    assert rows.blocks.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_cross_attn": False},
+        {"is_amplify_history": True, "restrict_self_attn": True, "cross_attn_norm": False},
+    ],
+)
+def test_a_block_without_leaving_history_gives_the_same_noisy_tokens(options):
+    model = build(**options)
+    block, split = model.blocks[1], 5
+    generator = torch.Generator().manual_seed(0)
+    x, text = (torch.randn(2, n, 24, generator=generator).requires_grad_() for n in (13, 4))
+    rows = torch.randn(2, 2, 6, 24, generator=generator)
+    angles = torch.randn(13, 6, generator=generator)
+    given = (x, text, rows, (angles.cos(), angles.sin()), split)
+    whole, noisy = block(*given)[:, split:], block(*given, keep_history=False)
+    torch.testing.assert_close(noisy, whole, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(noisy.shape, generator=generator)
+    names, wanted = zip(*block.named_parameters())
+    grads = [
+        torch.autograd.grad((out * weights).sum(), (x, text, *wanted), retain_graph=True)
+        for out in (whole, noisy)
+    ]
+    for name, one, other in zip(("x", "text", *names), *grads):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
