@@ -76,6 +76,7 @@ library.addEventListener("open", async ({ detail }) => {
   await director.resume(detail.id, { fresh: true, hold: true, entry: detail });
 });
 library.addEventListener("use", ({ detail }) => { view("studio"); settings.adopt(detail); $("prompt").focus(); });
+library.addEventListener("gone", ({ detail }) => { if (story.takes.has(detail)) { director.leave(); timeline.choose(null); } });
 library.addEventListener("from", ({ detail }) => {
   view("studio");
   director.leave();
@@ -110,7 +111,7 @@ function curtain() {
   const starved = phase === "making" && !none && !player.paused && player.ready < 0.08;
   let text = "";
   if (phase === "queued") text = place === 1 ? "You are next. It starts as soon as the model is free." : `You are number ${place} in line.`;
-  else if (phase === "starting" && none) text = "Starting…";
+  else if (phase === "starting" && none) text = settings.model?.defaults ? "Starting…" : "The model is being loaded…";
   else if (phase === "making" && none) text = "Making the first chunk…";
   else if (starved) text = `Making chunk ${(story.current?.length ?? 0) + 1}`;
   $("curtain").hidden = !text;
@@ -196,8 +197,10 @@ function health() {
   $("h-ratio").dataset.good = String(Boolean(live && ratio >= 1));
   field("memory", told?.memory_bytes ? bytes(told.memory_bytes) : "–");
   const place = director.place;
-  $("h-place").hidden = place === null && !(told?.sharing > 1);
-  field("place", place === null ? `shared by ${told?.sharing ?? 1}` : `${place}`);
+  const shared = place === null && live && told?.sharing > 1;
+  $("h-place").hidden = place === null && !shared;
+  $("h-place").querySelector("dt").textContent = shared ? "Taking turns" : "In line";
+  field("place", shared ? plural(told.sharing, "video") : `${place}`);
 }
 
 function field(name, text) {

@@ -147,6 +147,9 @@ export class Composer extends EventTarget {
       rows.push(el("p", { class: "note branch" }, el("strong", {}, `Branch from chunk ${this.#branch.index + 1}`),
         el("span", {}, "Write what should happen instead, then press Enter."),
         button("close", "Do not branch", () => this.cancelBranch(), { visible: false })));
+    } else if (this.#director.branching !== null) {
+      rows.push(el("p", { class: "note branch", dataset: { applied: false } }, el("span", { class: "dot", "aria-hidden": "true" }),
+        el("strong", {}, `Branching from chunk ${this.#director.branching + 1}`), el("span", { class: "text" }, "It begins when the chunk being made is finished.")));
     } else {
       const pending = this.#promised(take);
       if (pending) rows.push(this.#promise(pending));

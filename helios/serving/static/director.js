@@ -7,6 +7,9 @@ import { short } from "./format.js";
 /** Chunks made beyond the one that plays, when no end is set: near enough to change one's mind. */
 const AHEAD = 3;
 
+/** A finished video gives its place on the server back after this long without a wish. */
+const REST_MS = 60000;
+
 const REASONS = {
   complete: "The video is complete.",
   stopped: "Stopped. You can extend it or branch from any chunk.",
@@ -28,15 +31,16 @@ export class Director extends EventTarget {
   #story;
   #player;
   #chunkFrames = 33;
-  #fps = 24;
   #asked = null;
-  #since = 0;
   #lost = false;
   #ahead = null;
   #limited = false;
   #resuming = null;
   #failure = null;
   #tries = 0;
+  #rest = 0;
+  #opening = null;
+  #branching = null;
 
   constructor(story, player) {
     super();
@@ -49,9 +53,8 @@ export class Director extends EventTarget {
 
   get take() { return this.#story.current; }
   get busy() { return this.phase === "starting" || this.phase === "queued" || this.phase === "making"; }
-  get fps() { return this.#fps; }
-  get chunkFrames() { return this.#chunkFrames; }
-  get waitingSince() { return this.#since; }
+  /** The chunk of a branch that was asked for and has not begun. */
+  get branching() { return this.#branching; }
 
   /** Begin a new video. */
   async start(request) {
@@ -63,7 +66,13 @@ export class Director extends EventTarget {
     this.#resuming = null;
     this.loras = request.loras ?? [];
     this.#to("starting");
-    await this.#say(this.#bounded({ type: "session.start", ...request }));
+    await this.#begin(this.#bounded({ type: "session.start", ...request }));
+  }
+
+  /** Ask for a session, again and again while the model is still being loaded. */
+  async #begin(message) {
+    this.#opening = message;
+    await this.#say(message);
   }
 
   /** Open a session of the library, or another take of this story. */
@@ -81,7 +90,7 @@ export class Director extends EventTarget {
     const message = { type: "session.resume", session: id, have };
     if (chunk !== null) message.chunk = chunk;
     // To look at it only: nothing new is made before the wish to stop arrives.
-    await this.#say(hold ? this.#bounded(message, 1) : this.#bounded(message));
+    await this.#begin(hold ? this.#bounded(message, 1) : this.#bounded(message));
   }
 
   /** A message with the limit on what is made beyond the chunk that plays. */
@@ -92,7 +101,7 @@ export class Director extends EventTarget {
 
   /** Change the scene from the next chunk on. */
   change(prompt, transition) {
-    return this.#say({ type: "session.prompt", prompt, transition_chunks: transition });
+    return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition });
   }
 
   wear(loras) {
@@ -105,13 +114,15 @@ export class Director extends EventTarget {
     if (prompt !== null) message.prompt = prompt;
     if (seed !== null) message.seed = seed;
     this.#asked = { prompt, chunk };
+    this.#branching = chunk;
+    this.#tell("note");
     return this.#on(take, message);
   }
 
   extend(seconds) {
     if (seconds === null) this.#ahead = AHEAD;
     this.#player.play();
-    return this.#say(seconds === null ? { type: "session.extend" } : { type: "session.extend", seconds });
+    return this.#wish(seconds === null ? { type: "session.extend" } : { type: "session.extend", seconds });
   }
 
   keep(take, chunk, name) { return this.#on(take, { type: "session.save", chunk, name }); }
@@ -137,8 +148,33 @@ export class Director extends EventTarget {
   }
 
   async #on(take, message) {
-    if (take !== this.take) await this.show(take);
+    if (take !== this.take) {
+      await this.show(take);
+      await this.#settled();
+    }
+    return this.#wish(message);
+  }
+
+  /** A wish about the session on the stage, which is taken up again first if it was laid down. */
+  async #wish(message) {
+    if (!this.#connection.open && this.take) {
+      await this.resume(this.take.id, { have: this.take.length, hold: true });
+      await this.#settled();
+    }
     return this.#say(message);
+  }
+
+  /** Wait until the session that was asked for is there. */
+  #settled() {
+    if (this.phase !== "starting" && this.phase !== "queued") return Promise.resolve();
+    return new Promise((done) => {
+      const look = () => {
+        if (this.phase === "starting" || this.phase === "queued") return;
+        this.removeEventListener("phase", look);
+        done();
+      };
+      this.addEventListener("phase", look);
+    });
   }
 
   async #say(message) {
@@ -155,15 +191,16 @@ export class Director extends EventTarget {
   #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
 
   #to(phase) {
-    if (phase !== this.phase && (phase === "starting" || phase === "making")) this.#since = performance.now() / 1000;
     this.phase = phase;
+    clearTimeout(this.#rest);
+    if (phase === "done") this.#rest = setTimeout(() => this.#connection.close(), REST_MS);
     if (phase !== "queued") this.place = null;
     this.#player.expect(this.busy);
     this.#tell("phase", phase);
   }
 
   #played(chunk) {
-    if (this.#limited && this.busy && this.#connection.open) {
+    if (this.#limited && this.phase === "making" && this.#connection.open) {
       this.#connection.send({ type: "session.played", chunk });
     }
     this.#tell("note");
@@ -180,9 +217,9 @@ export class Director extends EventTarget {
       case "session.extended": this.#extended(message); break;
       case "video.start": this.#videoStart(message, bytes); break;
       case "video.chunk": this.#videoChunk(take, message, bytes); break;
-      case "prompt.queued": this.#promptQueued(message); break;
-      case "prompt.applied": this.#promptApplied(message); break;
-      case "prompt.superseded": this.#superseded(message); break;
+      case "prompt.queued": if (take) this.#promptQueued(take, message); break;
+      case "prompt.applied": if (take) this.#promptApplied(take, message); break;
+      case "prompt.superseded": if (take) this.#superseded(take, message); break;
       case "session.loras": this.loras = message.loras; this.#tell("note"); break;
       case "session.saved": this.#tell("saved", message); announce("Kept in the library"); break;
       case "session.done": this.#done(take, message); break;
@@ -200,35 +237,23 @@ export class Director extends EventTarget {
     if (this.place !== message.place) announce(`In line, place ${message.place} of ${message.waiting}`);
     this.place = message.place;
     this.#to("queued");
-    this.place = message.place;
-    this.#tell("phase", "queued");
   }
 
   #created(message) {
     this.#remember(message.session);
     this.#chunkFrames = message.chunk_frames ?? this.#chunkFrames;
-    const settings = message.settings ?? {};
-    const prompt = settings.prompt ?? this.#asked?.prompt;
-    const prompts = prompt ? track(prompt) : [];
-    const take = this.#story.open({ id: message.session, settings, prompts });
-    if (!take.prompts.length) take.prompts = prompts;
-    take.seed = settings.seed ?? take.seed;
-    take.done = null;
+    const take = this.#story.created(message, message.settings?.prompt ?? this.#asked?.prompt);
     this.#asked = null;
     this.#failure = null;
     this.#to("making");
     this.#tell("settings", { take, warnings: message.warnings ?? [] });
     if (this.#resuming?.hold) this.stop();
+    this.#opening = this.#resuming = null;
   }
 
   #branched(message) {
-    const parent = this.#story.takes.get(message.parent) ?? null;
-    const settings = { ...(parent?.settings ?? {}) };
-    if (message.seed !== undefined && message.seed !== null) settings.seed = message.seed;
-    const kept = (parent?.prompts ?? []).filter((change) => change.applied && change.chunk < message.chunk);
-    if (this.#asked?.prompt) kept.push({ chunk: message.chunk, text: this.#asked.prompt, applied: true });
-    this.#asked = null;
-    const take = this.#story.open({ id: message.session, parent, from: message.chunk, settings, prompts: kept });
+    const take = this.#story.branch(message, this.#asked?.prompt ?? null);
+    this.#asked = this.#branching = null;
     this.#remember(message.session);
     this.#player.play();
     this.#to("making");
@@ -249,7 +274,6 @@ export class Director extends EventTarget {
 
   #videoStart(message, bytes) {
     const take = this.#story.takes.get(message.session) ?? this.take;
-    this.#fps = message.fps;
     if (take) this.#story.cut(take, message.first_chunk);
     this.#player.begin({
       mime: message.mime, fps: message.fps, firstChunk: message.first_chunk, chunkFrames: this.#chunkFrames,
@@ -260,10 +284,7 @@ export class Director extends EventTarget {
 
   #videoChunk(take, message, bytes) {
     if (!take || take !== this.take) return;
-    const thumbnail = message.thumbnail;
-    this.#story.add(take, { index: message.chunk, start: message.start_frame, frames: message.frames,
-      prompt: typeof message.prompt === "string" ? message.prompt : take.promptAt(message.chunk),
-      thumbnail: typeof thumbnail === "string" && thumbnail.startsWith("data:image/") ? thumbnail : null });
+    this.#story.add(take, message);
     if (!message.replayed) {
       const measured = message.timings?.made ?? message.timings?.total ?? null;
       const held = this.#ahead !== null && this.#player.ready > (this.#ahead - 1) * this.#player.chunkSeconds;
@@ -275,32 +296,20 @@ export class Director extends EventTarget {
     this.#tell("arrived", message);
   }
 
-  #promptQueued(message) {
-    const take = this.take;
-    if (!take) return;
-    take.prompts = take.prompts.filter((change) => change.applied);
-    take.prompts.push({ chunk: message.chunk, text: message.prompt, applied: false });
-    this.#story.changed();
+  #promptQueued(take, message) {
+    this.#story.promise(take, message);
     this.#tell("note");
     announce(`Change accepted: lands in chunk ${message.chunk + 1}`);
   }
 
-  #promptApplied(message) {
-    const take = this.take;
-    if (!take) return;
-    take.prompts = take.prompts.filter((change) => change.applied && change.chunk < message.chunk);
-    take.prompts.push({ chunk: message.chunk, text: message.prompt, applied: true,
-      transition: message.transition_chunks });
-    this.#story.changed();
+  #promptApplied(take, message) {
+    this.#story.keepPromise(take, message);
     this.#tell("note");
     announce(`Chunk ${message.chunk + 1} now shows: ${short(message.prompt, 80)}`);
   }
 
-  #superseded(message) {
-    const take = this.take;
-    if (!take) return;
-    take.prompts = take.prompts.filter((change) => change.applied || change.text !== message.prompt);
-    this.#story.changed();
+  #superseded(take, message) {
+    this.#story.withdraw(take, message.prompt);
     this.#tell("note");
   }
 
@@ -340,6 +349,11 @@ export class Director extends EventTarget {
     const { code, message: text, param } = message.error;
     if (code === "rate_limited") return;
     this.#failure = code;
+    this.#branching = null;
+    if (code === "not_ready" && this.#opening && this.phase === "starting") {
+      setTimeout(() => { if (this.#opening) this.#say(this.#opening); }, 1000);
+      return;
+    }
     if (this.#resuming && ["session_active", "not_ready", "queue_full"].includes(code) && this.#tries < 10) {
       // The server has not noticed yet that the other end of the old connection is gone.
       this.#tries += 1;
@@ -348,9 +362,9 @@ export class Director extends EventTarget {
     }
     this.#tell("problem", { message: text, code, param, fatal: message.fatal });
     announce(text, true);
-    const nothing = code === "no_session" || code === "session_not_found";
-    if (this.phase === "starting" && !message.fatal) {
-      if (nothing) this.leave();
+    if ((this.phase === "starting" || this.#resuming) && !message.fatal) {
+      this.#resuming = null;
+      if (code === "session_not_found") this.leave();
       else this.#to(this.take?.length ? "done" : "empty");
     }
   }
@@ -380,10 +394,4 @@ export class Director extends EventTarget {
     this.#resuming ??= { id: take.id, hold: false };
     this.#say(this.#bounded({ type: "session.resume", session: take.id, have: take.length }));
   }
-}
-
-/** A prompt, or a list of `[chunk, text]`, as changes. */
-function track(prompt) {
-  if (typeof prompt === "string") return [{ chunk: 0, text: prompt, applied: true }];
-  return prompt.map(([chunk, text]) => ({ chunk, text, applied: true }));
 }

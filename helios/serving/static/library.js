@@ -5,7 +5,7 @@ import { get, remove, upload, address, download, ApiError } from "./api.js";
 import { ago, bytes, clock, plural } from "./format.js";
 import { sketch } from "./examples.js";
 
-/** Events: "open" (a session entry), "use" (settings), "from" (`{reference, name, thumbnail}`). */
+/** Events: "open" (a session entry), "use" (settings), "gone" (an id), "from" (`{reference, name, thumbnail}`). */
 export class Library extends EventTarget {
   #entries = [];
   #shown = false;
@@ -124,13 +124,25 @@ export class Library extends EventTarget {
 
   async #delete(entry, title) {
     if (!await confirm(`Delete “${title}” for good?`, "Delete")) return;
+    this.#tell("gone", entry.id);
     try {
-      await remove(entry.remove);
+      await this.#removed(entry);
       announce("Deleted");
     } catch (error) {
       banner(error.message);
     }
     await this.refresh();
+  }
+
+  /** Delete; a session that was just left may need a moment to be parked. */
+  async #removed(entry, tries = 5) {
+    try {
+      await remove(entry.remove);
+    } catch (error) {
+      if (error.code !== "session_active" || tries === 0) throw error;
+      await new Promise((done) => { setTimeout(done, 700); });
+      await this.#removed(entry, tries - 1);
+    }
   }
 
   async #import(input) {

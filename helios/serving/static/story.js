@@ -14,7 +14,9 @@ export class Take {
     this.chunks = [];
     this.prompts = prompts;
     this.done = null;
+    /** Chunks to branch from: the first and the last in the server's memory, and those on its disk. */
     this.kept = null;
+    this.states = [];
     this.seed = settings.seed ?? null;
   }
 
@@ -85,7 +87,54 @@ export class Story extends EventTarget {
     this.changed();
   }
 
-  add(take, chunk) {
+  /** A session told its settings: a new take, or a known one taken up again. */
+  created(message, prompt) {
+    const settings = message.settings ?? {};
+    const prompts = prompt ? track(prompt) : [];
+    const take = this.open({ id: message.session, settings, prompts });
+    if (!take.prompts.length) take.prompts = prompts;
+    take.seed = settings.seed ?? take.seed;
+    take.done = null;
+    take.states = message.kept ?? [];
+    return take;
+  }
+
+  /** A take that goes on differently; `prompt` is what it shows from there on, if that is new. */
+  branch(message, prompt) {
+    const parent = this.takes.get(message.parent) ?? null;
+    const settings = { ...(parent?.settings ?? {}) };
+    if (message.seed !== undefined && message.seed !== null) settings.seed = message.seed;
+    const prompts = (parent?.prompts ?? []).filter((change) => change.applied && change.chunk < message.chunk);
+    if (prompt) prompts.push({ chunk: message.chunk, text: prompt, applied: true });
+    return this.open({ id: message.session, parent, from: message.chunk, settings, prompts });
+  }
+
+  /** A prompt was accepted for a chunk to come. */
+  promise(take, { chunk, prompt }) {
+    take.prompts = take.prompts.filter((change) => change.applied);
+    take.prompts.push({ chunk, text: prompt, applied: false });
+    this.changed();
+  }
+
+  /** The chunk that shows it is made. */
+  keepPromise(take, { chunk, prompt }) {
+    take.prompts = take.prompts.filter((change) => change.applied && change.chunk < chunk);
+    take.prompts.push({ chunk, text: prompt, applied: true });
+    this.changed();
+  }
+
+  /** A newer prompt came first. */
+  withdraw(take, prompt) {
+    take.prompts = take.prompts.filter((change) => change.applied || change.text !== prompt);
+    this.changed();
+  }
+
+  /** A chunk arrived. */
+  add(take, message) {
+    const { thumbnail } = message;
+    const chunk = { index: message.chunk, start: message.start_frame, frames: message.frames,
+      prompt: typeof message.prompt === "string" ? message.prompt : take.promptAt(message.chunk),
+      thumbnail: typeof thumbnail === "string" && thumbnail.startsWith("data:image/") ? thumbnail : null };
     if (chunk.index >= take.from) take.chunks[chunk.index - take.from] = chunk;
     // An endless stream must not keep a picture of every chunk.
     const old = take.chunks[take.chunks.length - 1 - PICTURES];
@@ -103,4 +152,10 @@ export class Story extends EventTarget {
   }
 
   changed() { this.dispatchEvent(new Event("change")); }
+}
+
+/** A prompt, or a list of `[chunk, text]`, as changes. */
+function track(prompt) {
+  if (typeof prompt === "string") return [{ chunk: 0, text: prompt, applied: true }];
+  return prompt.map(([chunk, text]) => ({ chunk, text, applied: true }));
 }

@@ -193,7 +193,9 @@ export class Timeline extends EventTarget {
     );
   }
 
-  #branchable({ take, index }) { return !take.kept || (index >= take.kept[0] && index <= take.kept[1]); }
+  #branchable({ take, index }) {
+    return !take.kept || (index >= take.kept[0] && index <= take.kept[1]) || take.states.includes(index);
+  }
 
   #say(kind) {
     if (this.#chosen) this.dispatchEvent(new CustomEvent(kind, { detail: this.#chosen }));
