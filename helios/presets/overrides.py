@@ -23,7 +23,8 @@ def override(config: T, settings: Sequence[str]) -> T:
     """A copy of the dataclass ``config`` with every ``path=value`` of ``settings`` applied.
 
     Paths are field names joined by dots. Values are read by the type of the field: numbers, true
-    or false, text, ``none`` where it is allowed, and comma-separated lists.
+    or false, text, ``none`` where it is allowed (for a group of settings too), and comma-separated
+    lists.
 
     Raises:
         ValueError: naming everything that is wrong at once.
@@ -65,11 +66,15 @@ def _note(changes: dict[str, Any], config: Any, path: str, text: str) -> None:
         if not _has(owner, part) or not dataclasses.is_dataclass(getattr(owner, part)):
             raise ValueError(_unknown(config, path))
         owner = getattr(owner, part)
-        tree = tree.setdefault(part, {})
+        below = tree.setdefault(part, {})
+        if below is None:
+            raise ValueError(f"{path} cannot be set: {part} was set to none")
+        tree = below
     if not _has(owner, name):
         raise ValueError(_unknown(config, path))
     current = getattr(owner, name)
-    if dataclasses.is_dataclass(current):
+    optional = types.NoneType in typing.get_args(_type_of(owner, name))
+    if dataclasses.is_dataclass(current) and not (optional and text.lower() in _NOTHING):
         inside = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(current)[:_SHOWN])
         raise ValueError(f"{path} is a group of settings: set one of {inside} …")
     try:
@@ -107,7 +112,7 @@ def _rebuilt(config: T, changes: dict[str, Any], path: str, problems: list[str])
     values = {}
     for name, change in changes.items():
         current = getattr(config, name)
-        nested = dataclasses.is_dataclass(current)
+        nested = isinstance(change, dict)
         values[name] = _rebuilt(current, change, f"{path}{name}.", problems) if nested else change
     if not values:
         return config

@@ -98,3 +98,21 @@ def test_presets_can_be_listed_and_written(name):
 def test_unknown_presets_are_refused():
     with pytest.raises(ValueError, match="did you mean tiny-stage1"):
         training_preset("tiny_stage1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optional:
+    inner: Inner | None = field(default_factory=Inner)
+
+
+def test_a_group_of_settings_that_may_be_missing_can_be_taken_away():
+    assert override(Optional(), ["inner=none"]).inner is None
+    assert override(Optional(), ["inner.limit=1", "inner=none"]).inner is None
+    with pytest.raises(ValueError, match="was set to none"):
+        override(Optional(), ["inner=none", "inner.limit=1"])
+    with pytest.raises(ValueError, match="group of settings"):
+        override(Optional(), ["inner=4"])
+    with pytest.raises(ValueError, match="group of settings"):
+        override(Outer(), ["inner=none"])
+    stage = override(training_preset("tiny-stage3"), ["stage.adversarial=none"]).stage
+    assert stage.adversarial is None
