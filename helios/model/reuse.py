@@ -71,7 +71,7 @@ def forward_noisy(
     chunk = grid(x)
     rotation = model.rotation(chunk, window)
     split = memory[0][0].shape[1]
-    late = (rotation[0][split:], rotation[1][split:])
+    late = (rotation[0][..., split:, :], rotation[1][..., split:, :])
     tokens = model.patches.noisy(x.to(model.dtype))
     for number, (block, m) in enumerate(_blocks(model, rows)):
         words, past = text.blocks[number], memory[number]

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from helios.history import History
-from helios.model import TransformerConfig, load_transformer, save_transformer
+from helios.model import (
+    TransformerConfig,
+    forward_noisy,
+    forward_recorded,
+    load_transformer,
+    save_transformer,
+)
 from helios.model.config import OUR_OPTIONS
 
 from .cases import build, inputs, small
@@ -107,3 +113,15 @@ def test_aligned_scales_put_coarse_tokens_at_the_middle_of_what_they_cover():
     angles = torch.tensor([28.0, 2 * 1 + 0.5, 2 * 2 + 0.5])[:, None] * torch.tensor([1.0, 0.01])
     torch.testing.assert_close(cos[-1], angles.flatten().cos(), rtol=0, atol=1e-5)
     torch.testing.assert_close(sin[-1], angles.flatten().sin(), rtol=0, atol=1e-5)
+
+
+def test_kept_history_has_its_absolute_place():
+    """With restricted attention the history of one step serves every other, exactly."""
+    model = build(absolute_positions=True, restrict_self_attn=True)
+    window = window_of(18, 45)
+    x, timestep, text, _ = inputs(model.config, batch=2, size=(4, 6), seed=1)
+    with torch.no_grad():
+        rows, words = model.modulate(timestep), model.read(text)
+        _, memory = forward_recorded(model, torch.zeros_like(x), rows, words, window)
+        found = forward_noisy(model, x, rows, words, window, memory)
+        torch.testing.assert_close(found, model(x, timestep, text, window), rtol=0, atol=1e-5)
