@@ -41,9 +41,10 @@ def test_the_plot_shows_growth(program: ModuleType) -> None:
         [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
         for line in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}polyline")
     ]
-    assert len(lines) == 4
-    memory_ours, memory_theirs, seconds_ours, seconds_theirs = lines
+    assert len(lines) == 5
+    memory_ours, memory_theirs, seconds_ours, seconds_theirs, quotient = lines
     assert len({y for _, y in memory_ours}) == len({y for _, y in seconds_ours}) == 1
     assert memory_theirs[-1][1] < memory_theirs[-5][1] < memory_ours[-1][1]
     assert seconds_theirs[0][1] < seconds_ours[0][1]
+    assert {y for _, y in quotient} == {30.0}  # a quotient of 2, on an axis that ends there
     assert all(0 <= y <= program.HEIGHT for line in lines for _, y in line)
