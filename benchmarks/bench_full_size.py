@@ -12,7 +12,7 @@ Limits, exit code 1 if one is passed: host memory while loading (anonymous and s
 mapped files aside) 1.25 times the largest shard and 4 GiB; ours in bfloat16 at most 1.1 times as
 far from float32 as diffusers is, in every stage; both the same in float32.
 
-Needs 30 GB of disk, about 75 GB on the device, and diffusers for the last part. ``--cold`` drops
+Needs 30 GB of disk, about 90 GB on the device, and diffusers for the last part. ``--cold`` drops
 the files from the page cache before they are loaded. ``--small`` is the same with a small network,
 in half a minute on a CPU.
 """
@@ -24,6 +24,7 @@ import gc
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ ERROR_LIMIT = 1.1
 SAME_LIMIT = 1e-3
 """Largest difference in float32, in units of the largest value: kernels differ, formulas do not."""
 GB = 1e9
+DISK = 30 * GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,11 @@ def write(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
     # Written last: a folder that has it is complete.
     write_json(folder / "model_index.json", index)
     return {"seconds": time.perf_counter() - began, "host_peak": host.peak}
+
+
+def known(folder: Path) -> bool:
+    """Whether an earlier run has written a whole checkpoint there."""
+    return (folder / "model_index.json").is_file()
 
 
 def forget(folder: Path) -> None:
@@ -558,9 +565,8 @@ def all_phases(options: argparse.Namespace) -> dict[str, Any]:
         },
         "size": asdict(SMALL if options.small else FULL),
     }
-    known = (options.folder / "model_index.json").is_file()
     for phase in PHASES:
-        if phase == "write" and known:
+        if phase == "write" and known(options.folder):
             report["write"] = {"seconds": 0.0, "host_peak": 0}
             say(f"{options.folder} is there")
             continue
@@ -588,9 +594,18 @@ def main() -> int:
         if options.report is not None:
             options.report.write_text(json.dumps(result), "utf-8")
         return 0
-    if any(options.folder.iterdir()) and not (options.folder / "model_index.json").is_file():
+    if any(options.folder.iterdir()) and not known(options.folder):
         print(f"error: 6: {options.folder} is not empty; give a new folder", file=sys.stderr)
         return 6
+    if not known(options.folder) and not options.small:
+        free = shutil.disk_usage(options.folder).free
+        if free < DISK:
+            print(
+                f"error: 6: {DISK / GB:.0f} GB are needed in {options.folder}, "
+                f"{free / GB:.1f} GB are free",
+                file=sys.stderr,
+            )
+            return 6
     report = all_phases(options)
     wrong = failures(report)
     report |= {"passed": not wrong, "failed": wrong}

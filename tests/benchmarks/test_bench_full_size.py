@@ -104,3 +104,16 @@ def test_a_folder_in_use_is_refused(
     monkeypatch.setattr(sys, "argv", ["bench", str(tmp_path)])
     assert program.main() == 6
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_too_little_disk_is_refused_before_anything_is_made(
+    program: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", str(tmp_path / "new")])
+    monkeypatch.setattr(program.shutil, "disk_usage", lambda _: argparse.Namespace(free=5e9))
+    assert program.main() == 6
+    assert "30 GB are needed" in capsys.readouterr().err
+    assert not any((tmp_path / "new").iterdir())
