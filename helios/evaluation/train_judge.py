@@ -124,7 +124,6 @@ def judge_config() -> JudgeConfig:
         motions=tuple(MOTIONS),
         settings=tuple(SETTINGS),
         cameras=tuple(CAMERAS),
-        fine=True,
     )
 
 

@@ -113,7 +113,7 @@ def test_readings_name_the_highest_logits() -> None:
     assert (reading.setting, reading.camera) == (SMALL.settings[5], SMALL.cameras[2])
 
 
-def test_saved_and_loaded_judge_agree_to_half_precision(tmp_path: Path) -> None:
+def test_saved_and_loaded_judge_agree_within_eight_bits(tmp_path: Path) -> None:
     judge, frames = small_judge(), clips(2)
     save_judge(judge, tmp_path)
     again = load_judge(tmp_path)
@@ -124,12 +124,12 @@ def test_saved_and_loaded_judge_agree_to_half_precision(tmp_path: Path) -> None:
             getattr(judge.opinion(frames), field.name),
             getattr(again.opinion(frames), field.name),
         )
-        torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(mine, theirs, atol=4e-2, rtol=4e-2)
 
 
 def test_the_full_judge_fits_its_place_in_the_package(tmp_path: Path) -> None:
     save_judge(SceneJudge(judge_config()), tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2.5 * 2**20
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1.3 * 2**20
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,6 @@ class JudgeConfig:
             of the heads.
         widths: channels at 1/2, 1/4 and 1/8 of the resolution.
         hidden: channels of the temporal layers.
-        fine: whether objects are read at 1/4 resolution too, and the camera from displacements.
     """
 
     colours: tuple[str, ...]
@@ -72,7 +71,6 @@ class JudgeConfig:
     cameras: tuple[str, ...]
     widths: tuple[int, int, int] = (32, 64, 128)
     hidden: int = 128
-    fine: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty or repeated class names and widths the temporal shift cannot divide."""
@@ -157,8 +155,8 @@ class SceneJudge(nn.Module):
         self.at_eighth = nn.Sequential(Residual(eighth), Residual(eighth, dilation=2))
         self.look = nn.Conv2d(eighth, colours, 1)
         self.colour = nn.Parameter(torch.randn(colours, hidden) * 0.5)
-        self.object_in = nn.Linear(eighth + 5 + quarter * config.fine, hidden)
-        self.displacement = Displacement(quarter, hidden) if config.fine else None
+        self.object_in = nn.Linear(eighth + 5 + quarter, hidden)
+        self.displacement = Displacement(quarter, hidden)
         self.scene_in = nn.Linear(eighth * GRID[0] * GRID[1], hidden)
         self.object_mix = nn.Sequential(*(TimeMix(hidden, d) for d in (1, 2, 4)))
         self.scene_mix = nn.Sequential(*(TimeMix(hidden, d) for d in (1, 3)))
@@ -269,9 +267,7 @@ class SceneJudge(nn.Module):
         batch, time = frames.shape[:2]
         fine, features = self._trunk(frames.flatten(0, 1), time)
         whole = F.adaptive_avg_pool2d(features, GRID).flatten(1)
-        seen = self.scene_in(whole).unflatten(0, (batch, time))
-        if self.displacement is not None:
-            seen = seen + self.displacement(fine, time)
+        seen = self.scene_in(whole).unflatten(0, (batch, time)) + self.displacement(fine, time)
         scene = self.scene_mix(seen.transpose(1, 2))
         looks = self.look(features).float().flatten(2)
         objects = self._objects(looks, features, fine, batch, scene)
@@ -310,11 +306,10 @@ class SceneJudge(nn.Module):
         spread = spread.clamp_min(1e-6).sqrt()
         seen = attention.to(features.dtype) @ features.flatten(2).transpose(1, 2)
         peak = looks.amax(dim=-1, keepdim=True) / 8
-        parts = [seen.float(), centre, spread, peak]
-        if self.config.fine:
-            maps = looks.unflatten(-1, (rows, columns))
-            maps = F.interpolate(maps, fine.shape[-2:], mode="bilinear").flatten(2).softmax(dim=-1)
-            parts.append((maps.to(fine.dtype) @ fine.flatten(2).transpose(1, 2)).float())
+        maps = looks.unflatten(-1, (rows, columns))
+        maps = F.interpolate(maps, fine.shape[-2:], mode="bilinear").flatten(2).softmax(dim=-1)
+        near = maps.to(fine.dtype) @ fine.flatten(2).transpose(1, 2)
+        parts = (seen.float(), centre, spread, peak, near.float())
         values = torch.cat(parts, dim=-1).to(features.dtype)
         hidden = self.object_in(values).unflatten(0, (batch, -1)).permute(0, 2, 3, 1)
         hidden = hidden + self.colour.to(hidden.dtype)[:, :, None]
@@ -458,12 +453,25 @@ def _pool(x: Tensor) -> Tensor:
     return torch.cat((x.mean(dim=-1), x.amax(dim=-1)), dim=-1)
 
 
+SCALE = ".scale"
+"""What the name of a weight's scales ends with."""
+
+
 def save_judge(judge: SceneJudge, folder: Path) -> None:
-    """Write ``config.json`` and the weights in fp16; running variances stay in fp32."""
-    tensors = {
-        name: value.half() if value.is_floating_point() and "running" not in name else value
-        for name, value in judge.state_dict().items()
-    }
+    """Write ``config.json`` and the weights: matrices and kernels as int8 with a scale per row.
+
+    All else is fp16; running statistics stay in fp32.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in judge.state_dict().items():
+        if value.ndim > 1:
+            rows = value.float().flatten(1)
+            scale = rows.abs().amax(dim=1).clamp_min(1e-12) / 127
+            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
+            tensors[name + SCALE] = scale
+        else:
+            narrow = value.is_floating_point() and "running" not in name
+            tensors[name] = value.half() if narrow else value
     write_tensors(folder, tensors)
     write_json(folder / "config.json", judge.config.to_json())
 
@@ -475,7 +483,10 @@ def load_judge(folder: Path = JUDGE_FOLDER, device: torch.device | str = "cpu") 
         CheckpointError: if the folder holds none or its weights do not fit.
     """
     judge = SceneJudge(JudgeConfig.from_json(read_json(folder / "config.json")))
-    tensors = read_tensors(folder)
+    tensors = dict(read_tensors(folder))
+    for name in [name for name in tensors if name + SCALE in tensors]:
+        scale = tensors.pop(name + SCALE)
+        tensors[name] = tensors[name].float() * scale.view(-1, *[1] * (tensors[name].ndim - 1))
     assign(judge, tensors, f"{folder}: the judge")
     judge = judge.float().to(device).eval()
     _channels_last(judge)
