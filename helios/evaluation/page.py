@@ -37,6 +37,8 @@ CURVES = (
 
 CARDS = ("caption", "delta_e", "flicker", "snap_back", "smoothness", "noise")
 
+MOST_CARDS = 6
+
 _PAGE_STYLE = """
 :root{color-scheme:light dark;--ink:#1d2430;--faint:#5d6675;--edge:#e3e6eb;--paper:#fff;
 --page:#f5f6f8}
@@ -65,7 +67,8 @@ letter-spacing:-.02em}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:7px 14px;border-top:1px solid var(--edge);white-space:nowrap}
 thead th{border-top:0;color:var(--faint);font-weight:600;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left}tbody td:first-child{font-weight:500}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+tbody td:first-child{font-weight:500}
 td i{font-style:normal;color:var(--faint);font-size:12.5px}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0 0 12px;font-size:13.5px}
 .legend span::before{content:"";display:inline-block;width:16px;height:3px;border-radius:2px;
@@ -175,6 +178,7 @@ def _cards(values: Mapping[str, Any]) -> str:
         cards.append(_card(kind.text(estimate["value"]), kind.title, small))
     speed = arms[name]["speed"]
     if speed:
+        del cards[MOST_CARDS - 1 :]
         small = f"{speed['fps'] / FPS:.2f} × the clock"
         cards.append(_card(f"{speed['fps']:.1f}", "frames per second", small))
     heading = f'<p class="note">{escape(name)}, {length} frames</p>'
@@ -190,16 +194,14 @@ def _card(value: str, label: str, small: str) -> str:
 
 def _bands(values: Mapping[str, Any]) -> dict[str, list[Band]]:
     """Per plot the arms' curves, over seconds of the video."""
-    seconds = values["lengths"][-1] / FPS
     result: dict[str, list[Band]] = {}
     for name in CURVES:
         bands = []
         for arm in values["order"]:
             curve = values["arms"][arm]["curves"].get(name)
             rows = [[], [], []] if curve is None else [_scaled(name, curve[key]) for key in _KEYS]
-            count = len(rows[0])
-            whole = max(seconds, CHUNK_FRAMES / FPS)
-            bands.append(Band(arm, [(k + 0.5) * whole / count for k in range(count)], *rows))
+            span = 0.0 if curve is None else curve["chunks per point"] * CHUNK_FRAMES / FPS
+            bands.append(Band(arm, [(k + 0.5) * span for k in range(len(rows[0]))], *rows))
         if any(band.x for band in bands):
             result[name] = bands
     return result

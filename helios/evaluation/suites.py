@@ -197,7 +197,7 @@ class _Column:
 
     name: str
     trainings: list[list[str]] = field(default_factory=list)
-    speed: Mapping[str, Any] | None = None
+    speed: Path | None = None
 
 
 def evaluate_arms(
@@ -292,10 +292,8 @@ def _measure(config: SuiteConfig, bench: Bench, source: Source, takes: Sequence[
     one.measure(source, takes[part::count])
 
 
-def _speed(
-    config: SuiteConfig, bench: Bench, source: ModelSource, prompt: str
-) -> Mapping[str, Any] | None:
-    """Frames per second: measured once by one process, then read from its file."""
+def _speed(config: SuiteConfig, bench: Bench, source: ModelSource, prompt: str) -> Path | None:
+    """The file with its frames per second, which one of the processes measures once."""
     if not config.speed_chunks:
         return None
     key = bench.key(source, Take(BenchPrompt(prompt), 0, 0, config.seed))
@@ -311,7 +309,7 @@ def _speed(
         )
         write_json(path, speed.to_json())
         bench.say(f"{source.name}: {speed.fps:.2f} frames a second")
-    return read_json(path) if path.is_file() else None
+    return path
 
 
 def _collect(bench: Bench, columns: Sequence[_Column]) -> list[Arm] | None:
@@ -323,7 +321,10 @@ def _collect(bench: Bench, columns: Sequence[_Column]) -> list[Arm] | None:
             trainings.append([record for record in found if record is not None])
             if len(trainings[-1]) < len(keys):
                 return None
-        arms.append(Arm(column.name, trainings, column.speed))
+        if column.speed is not None and not column.speed.is_file():
+            return None
+        speed = None if column.speed is None else read_json(column.speed)
+        arms.append(Arm(column.name, trainings, speed))
     return arms
 
 
@@ -338,7 +339,7 @@ def _evaluation(config: SuiteConfig, bench: Bench, arms: Sequence[Arm], prompts:
     values: dict[str, Any] = {
         "helios": __version__,
         "suite": config.suite,
-        "title": f"{' · '.join(arm.name for arm in models)}: {config.suite}",
+        "title": f"{_title([arm.name for arm in models])}: {config.suite}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "command": " ".join(("helios", *sys.argv[1:])),
         "environment": {"device": device_name(config.device), "torch": torch.__version__},
@@ -360,6 +361,12 @@ def _evaluation(config: SuiteConfig, bench: Bench, arms: Sequence[Arm], prompts:
         "missing": dict(bench.networks.missing),
     }
     return Evaluation(values, {arm.name: list(_strips(arm)) for arm in arms})
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) <= 3:
+        return " · ".join(names)
+    return f"{names[0]} and {len(names) - 1} others"
 
 
 def _strips(arm: Arm, most: int = 8) -> Iterator[tuple[str, bytes]]:

@@ -48,6 +48,9 @@ MINUTES = (1, 10, 30, 60)
 POINTS = 240
 """Points of a curve at most: an hour has 2,618 chunks, a plot has not."""
 
+VERDICT_POINTS = 16
+"""The same for right or wrong, which is all noise chunk by chunk."""
+
 LEVELS = ("saturation", "lightness", "sharpness", "blur", "noise", "amplitude", "smoothness")
 """Figures whose level differs from prompt to prompt."""
 
@@ -176,27 +179,25 @@ def _curves(arm: Arm) -> dict[str, Any]:
             values = record.values["curves"].get(name)
             if values is not None:
                 row = [math.nan if value is None else value for value in values]
-                rows[record.index].append(_binned(np.array(row, np.float64)))
+                rows[record.index].append(np.array(row, np.float64))
         if not rows or len({len(row) for some in rows.values() for row in some}) != 1:
             continue
         means = [np.mean(some, axis=0) for some in rows.values()]
-        result[name] = _banded(means)
+        size = -(-len(means[0]) // (VERDICT_POINTS if name in ATTRIBUTES else POINTS))
+        result[name] = _banded(means, size)
         if name in LEVELS:
-            result[f"{name} change"] = _banded([row - row[0] for row in means])
+            result[f"{name} change"] = _banded([row - row[0] for row in means], size)
     return result
 
 
-def _banded(rows: Sequence[Values]) -> dict[str, list[float | None]]:
-    return {
+def _banded(rows: Sequence[Values], size: int) -> dict[str, Any]:
+    """Mean and band of means over ``size`` chunks each; a rest that fills none is left out."""
+    binned = [row[: len(row) // size * size].reshape(-1, size).mean(axis=1) for row in rows]
+    values = {
         key: [plain(float(value), 5) for value in values]
-        for key, values in zip(("mean", "low", "high"), curve(rows), strict=True)
+        for key, values in zip(("mean", "low", "high"), curve(binned), strict=True)
     }
-
-
-def _binned(row: Values) -> Values:
-    """At most ``POINTS`` means of equally many chunks; a rest that fills none is left out."""
-    size = -(-len(row) // POINTS)
-    return row[: len(row) // size * size].reshape(-1, size).mean(axis=1)
+    return values | {"chunks per point": size}
 
 
 def _minutes(arm: Arm) -> dict[str, Any]:

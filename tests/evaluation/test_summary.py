@@ -97,6 +97,7 @@ def test_long_curves_are_thinned() -> None:
     found = summary(long, [99])
     assert len(found["curves"]["sharpness"]["mean"]) == 238
     assert found["curves"]["caption"]["mean"] == [1.0] * 238
+    assert found["curves"]["caption"]["chunks per point"] == 11
     # 2,619 chunks last an hour.
     assert found["minutes"].keys() == {"1", "10", "30", "60"}
     minutes = [found["minutes"][m]["sharpness"]["value"] for m in ("1", "10", "30", "60")]

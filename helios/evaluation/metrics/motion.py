@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional as F
 
 from helios.evaluation.metrics.flow import flow, warp
@@ -21,6 +22,8 @@ __all__ = ["REFERENCE_WIDTH", "pair_motion", "triple_smoothness"]
 
 REFERENCE_WIDTH = 640
 """Motion is told in pixels of a picture this wide, whatever the size: the benchmark's own."""
+PAIRS = 512
+"""Pairs whose flow is found at once, which bounds the memory it takes."""
 WORKING_WIDTH = 256
 """Wider pictures are made smaller before the flow: motion is coarse, and time is not free."""
 
@@ -37,7 +40,8 @@ def pair_motion(frames: Tensor) -> Tensor:
     values, factor = _working(grey(frames))
     pairs = (*values.shape[:-3], values.shape[-3] - 1)
     one, two = values[..., :-1, :, :].flatten(0, -3), values[..., 1:, :, :].flatten(0, -3)
-    length = flow(one, two).norm(dim=1).mean(dim=(-2, -1))
+    parts = zip(one.split(PAIRS), two.split(PAIRS), strict=True)
+    length = torch.cat([flow(*part).norm(dim=1).mean(dim=(-2, -1)) for part in parts])
     return length.view(pairs) * (factor * REFERENCE_WIDTH / frames.shape[-2])
 
 

@@ -38,12 +38,12 @@ def frame_blur(frames: Tensor) -> Tensor:
     values = grey(frames)
     planes = values.flatten(0, -3)[:, None]
     parts = []
-    for axis in (-1, -2):
-        kernel = torch.full((1, 1, 1, BOX), 1 / BOX, device=planes.device)
-        kernel = kernel if axis == -1 else kernel.transpose(-1, -2)
-        half = BOX // 2
-        pad = (half, half, 0, 0) if axis == -1 else (0, 0, half, half)
-        soft = F.conv2d(F.pad(planes, pad, mode="replicate"), kernel)
+    half = BOX // 2
+    for axis, window, pad in (
+        (-1, (1, BOX), (half, half, 0, 0)),
+        (-2, (BOX, 1), (0, 0, half, half)),
+    ):
+        soft = F.avg_pool2d(F.pad(planes, pad, mode="replicate"), window, stride=1)
         sharp, left = planes.diff(dim=axis).abs(), soft.diff(dim=axis).abs()
         lost = (sharp - left).clamp_min(0).sum(dim=(-3, -2, -1))
         total = sharp.sum(dim=(-3, -2, -1))
