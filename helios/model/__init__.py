@@ -16,6 +16,7 @@ from helios.model.quantised import (
     quantise,
     quantised,
 )
+from helios.model.recompute import recompute_blocks
 from helios.model.reuse import HistoryMemory, forward_noisy, forward_recorded
 from helios.model.transformer import HeliosTransformer, StepRows, TextMemory
 from helios.model.wan import WAN_CLASS, load_wan
@@ -64,6 +65,7 @@ __all__ = [
     "published_name",
     "quantise",
     "quantised",
+    "recompute_blocks",
     "reset_parameters",
     "save_adapter",
     "save_transformer",
