@@ -14,7 +14,7 @@ ROOT = HERE.parent.parent
 
 def run(file, **environment):
     """pytest over one file that is not collected by itself; its report if it fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(HERE / file)]
     # Neither may see the other's setting: kernels are either interpreted or compiled.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     done = subprocess.run(
