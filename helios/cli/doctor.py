@@ -107,9 +107,10 @@ def _cuda() -> list[dict[str, Any]]:
 def _kernels() -> list[dict[str, str]]:
     """Which form of every operation the device of choice gets, and why."""
     from helios.kernels import paths
-    from helios.pipeline import pick_device
+    from helios.pipeline import pick_device, stream_paths
 
-    return [vars(path) for path in paths(pick_device("auto"))]
+    device = pick_device("auto")
+    return [vars(path) for path in (*paths(device), *stream_paths(device))]
 
 
 def _video() -> dict[str, bool]:
@@ -199,7 +200,7 @@ def _report(findings: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("versions", [f"{k} {v or 'not installed'}" for k, v in findings["versions"].items()]),
         ("devices", devices),
         ("used when not told otherwise", [f"{auto['device']}, {auto['dtype']}"]),
-        ("attention and kernels", [_path(path) for path in findings["kernels"]]),
+        ("kernels and streams", [_path(path) for path in findings["kernels"]]),
         ("video", [f"{k}: {_yes(v)}" for k, v in findings["video"].items()]),
         ("models", [f"{k}: {v}" for k, v in findings["models"].items()]),
         ("advice", findings["advice"]),

@@ -19,6 +19,7 @@ from helios.pipeline.build import (
 from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubFile, HubId, HubModel
 from helios.pipeline.memory import available_memory, resident_memory
+from helios.pipeline.paths import stream_paths
 from helios.pipeline.pipeline import Pipeline
 from helios.pipeline.plan import (
     MACHINES,
@@ -81,5 +82,6 @@ __all__ = [
     "read_start",
     "resident_memory",
     "save",
+    "stream_paths",
     "verify_folder",
 ]
