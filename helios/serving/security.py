@@ -145,7 +145,8 @@ class Guard:
         kind, _, key = headers.get("authorization", "").partition(" ")
         name = self._known(key.strip()) if kind.lower() == "bearer" else None
         if name is None:
-            self._failed(address)
+            if key:
+                self._failed(address)
             raise refused()
         return name
 
