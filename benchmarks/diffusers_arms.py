@@ -24,7 +24,7 @@ from helios.diffusion import pyramid
 from helios.evaluation import Arm, Subject, Visit, visit_of
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS
 from helios.history import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
-from helios.model import published_name
+from helios.model import HeliosTransformer, published_name
 
 __all__ = ["arms"]
 
@@ -160,19 +160,18 @@ def lent_factor(subject: Subject) -> Iterator[None]:
         torch.linalg.cholesky = own
 
 
-def shared_transformer(subject: Subject) -> Any:
-    """Diffusers' class over the storage of the subject's parameters."""
-    config = {k: v for k, v in subject.transformer.config.to_json().items() if k[0] != "_"}
+def shared_transformer(transformer: HeliosTransformer) -> Any:
+    """Diffusers' class over the storage of our parameters."""
+    config = {k: v for k, v in transformer.config.to_json().items() if k[0] != "_"}
     config.pop("restrict_self_attn", None)
     with torch.device("meta"):
         model = Transformer(**config)
     tensors = {
-        published_name(name): value.detach()
-        for name, value in subject.transformer.named_parameters()
+        published_name(name): value.detach() for name, value in transformer.named_parameters()
     }
     model.load_state_dict(tensors, strict=True, assign=True)
     # The frequencies of the rotation are no parameters; they are made anew on the device.
-    with subject.device:
+    with transformer.device:
         model.rope = type(model.rope)(rope_dim=config["rope_dim"], theta=config["rope_theta"])
     return model.eval().requires_grad_(False)
 
@@ -210,14 +209,20 @@ class _Makers:
     def eager(self) -> Arm:
         vae = copied_vae(self.subject, torch.float32)
         return DiffusersArm(
-            "diffusers eager", self.subject, shared_transformer(self.subject), vae, tuned=False
+            "diffusers eager",
+            self.subject,
+            shared_transformer(self.subject.transformer),
+            vae,
+            tuned=False,
         )
 
     def eager_narrow(self) -> Arm:
         dtype = self.subject.dtype
         name = f"diffusers eager, {_short(dtype)} decoder"
         vae = copied_vae(self.subject, dtype)
-        return DiffusersArm(name, self.subject, shared_transformer(self.subject), vae, tuned=False)
+        return DiffusersArm(
+            name, self.subject, shared_transformer(self.subject.transformer), vae, tuned=False
+        )
 
     def compiled(self) -> Arm:
         return self._compiled("fp32 decoder", torch.float32)
@@ -232,7 +237,7 @@ class _Makers:
 
     def _compiled(self, decoder: str, dtype: torch.dtype) -> DiffusersArm:
         if self._fast is None:
-            self._fast = shared_transformer(self.subject)
+            self._fast = shared_transformer(self.subject.transformer)
             self._fast.set_attention_backend("_native_cudnn")
             self._fast.compile_repeated_blocks(dynamic=False)
         return DiffusersArm(
