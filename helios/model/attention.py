@@ -22,7 +22,7 @@ from helios.kernels import (
     side_by_side,
 )
 from helios.model.config import TransformerConfig
-from helios.model.fp8 import Fp8Linear
+from helios.model.fp8 import Fp8Linear, Projection, is_bare
 
 __all__ = ["CrossAttention", "KeyValue", "Rotation", "SelfAttention", "lay_side_by_side"]
 
@@ -32,7 +32,6 @@ Rotation = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of a text in one block, ``[B, M, H, d]`` each."""
 
-Projection = nn.Linear | Fp8Linear
 _ALIGNMENT = 64
 """Bytes between neighbours: products of tensors that start elsewhere round differently on a CPU."""
 
@@ -206,10 +205,8 @@ def _joined(layers: Sequence[Projection]) -> tuple[Rows, Tensor] | None:
     if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
         return None
     kind = type(layers[0])
-    for layer in layers:
-        hooked = layer._forward_hooks or layer._forward_pre_hooks
-        if type(layer) is not kind or kind not in (nn.Linear, Fp8Linear) or hooked:
-            return None
+    if not all(type(layer) is kind and is_bare(layer) for layer in layers):
+        return None
     weight = _join([layer.weight for layer in layers])
     bias = side_by_side([layer.bias for layer in layers])
     return None if weight is None or bias is None else (weight, bias)

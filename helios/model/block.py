@@ -19,7 +19,7 @@ from helios.kernels import (
 )
 from helios.model.attention import CrossAttention, KeyValue, Rotation, SelfAttention
 from helios.model.config import TransformerConfig
-from helios.model.fp8 import Fp8Linear
+from helios.model.fp8 import Fp8Linear, Projection, is_bare
 
 __all__ = ["Block", "Modulation"]
 
@@ -54,13 +54,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.expand: nn.Linear | Fp8Linear = nn.Linear(width, hidden)
-        self.contract: nn.Linear | Fp8Linear = nn.Linear(hidden, width)
+        self.expand: Projection = nn.Linear(width, hidden)
+        self.contract: Projection = nn.Linear(hidden, width)
 
     def forward(self, x: Rows) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         fp8 = isinstance(self.contract, Fp8Linear)
-        if type(self.expand) in (nn.Linear, Fp8Linear):
+        if is_bare(self.expand):
             return self.contract(linear_gelu(x, self.expand.weight, self.expand.bias, fp8=fp8))
         return self.contract(gelu(self.expand(x), fp8=fp8))
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from helios.kernels import Rows, Scaled, linear, quantise_rows
 
-__all__ = ["Fp8Linear"]
+__all__ = ["Fp8Linear", "Projection", "is_bare"]
 
 
 class Fp8Linear(nn.Module):
@@ -45,3 +45,13 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Rows) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``, or of the bias if ``x`` is e4m3."""
         return linear(x, self.weight, self.bias)
+
+
+Projection = nn.Linear | Fp8Linear
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a linear layer is its weight and bias and nothing more: no adapter, no hook."""
+    if type(layer) not in (nn.Linear, Fp8Linear):
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
