@@ -3,6 +3,7 @@
 import { $, announce, banner, memory, setIcon } from "./dom.js";
 import { get, download } from "./api.js";
 import { bytes, clock, plural, rate, wait } from "./format.js";
+import { SLOWEST } from "./pace.js";
 import { Player } from "./player.js";
 import { Story } from "./story.js";
 import { Timeline } from "./timeline.js";
@@ -138,7 +139,7 @@ function pace() {
   const slow = speed < 0.95;
   $("badge").dataset.slow = slow;
   $("badge").textContent = starved && slow ? "Catching up" : slow ? `Live at ${rate(speed * player.fps)} fps` : "Live";
-  $("pace").textContent = making && slow && !starved ? `Slowed to ${rate(speed)}× so that it never stops` : "";
+  $("pace").textContent = making && slow && !starved ? (speed > SLOWEST ? `Slowed to ${rate(speed)}× so that it never stops` : "Waits for each chunk") : "";
   const idle = player.paused || $("video").ended;
   setIcon($("play"), idle ? "play" : "pause");
   $("play").setAttribute("aria-label", idle ? "Play" : "Pause");
@@ -192,8 +193,10 @@ function health() {
   const fps = told?.frames_per_second ?? (own ? (player.chunkSeconds * player.fps) / own : null);
   const ratio = told?.real_time ?? (fps ? fps / player.fps : null);
   const live = director.busy && take;
-  field("fps", live && fps ? `${rate(fps)} fps` : "–");
-  field("ratio", live && ratio ? `${rate(ratio)}×` : "–");
+  // At rest there is no speed to speak of.
+  $("h-fps").hidden = $("h-ratio").hidden = !(live && fps);
+  field("fps", fps ? `${rate(fps)} fps` : "–");
+  field("ratio", ratio ? `${rate(ratio)}×` : "–");
   $("h-ratio").dataset.good = String(Boolean(live && ratio >= 1));
   field("memory", told?.memory_bytes ? bytes(told.memory_bytes) : "–");
   const place = director.place;
@@ -366,7 +369,7 @@ async function begin() {
   if ($("banner").dataset.kind === "hint") banner("");
   $("examples").replaceChildren(...cards(settings.small, (text) => { composer.text = text; composer.send(); }));
   if (settings.small) {
-    $("welcome-text").textContent = "This is the bundled small model: it knows bouncing balls, spinning cubes and their world, and runs on any computer. Choose a scene, or describe one and press Enter. It plays while it is being made, and you can change your mind on the way.";
+    $("welcome-text").textContent = "Choose a scene, or describe one and press Enter. It plays while it is being made, and you can change your mind on the way. This bundled model is small and knows a small world: balls, cubes, stars and what they do.";
   }
   const last = memory.get("last");
   if (last) {

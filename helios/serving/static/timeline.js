@@ -152,7 +152,7 @@ export class Timeline extends EventTarget {
 
   #reveal(tile) {
     const box = $("lanes");
-    const left = tile.offsetLeft - box.clientWidth * 0.6;
+    const left = place(tile)[0] - box.clientWidth * 0.6;
     if (Math.abs(box.scrollLeft - left) > tile.offsetWidth) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       box.scrollTo({ left, behavior: calm ? "auto" : "smooth" });
@@ -169,7 +169,8 @@ export class Timeline extends EventTarget {
     const tile = this.#tile(take, index);
     if (!tile) return;
     const part = Math.min(Math.max(at - index, 0), 1);
-    head.style.transform = `translate(${tile.offsetLeft + part * tile.offsetWidth}px, ${tile.offsetTop}px)`;
+    const [left, top] = place(tile);
+    head.style.transform = `translate(${left + part * tile.offsetWidth}px, ${top}px)`;
     head.style.height = `${tile.offsetHeight}px`;
   }
 
@@ -235,4 +236,11 @@ export class Timeline extends EventTarget {
     const along = current && index < current.length && current.owner(index) === take.owner(index) ? current : take;
     return { take: along, index };
   }
+}
+
+/** Where a tile lies in the box that scrolls. */
+function place(tile) {
+  const box = $("lanes");
+  const [inner, outer] = [tile.getBoundingClientRect(), box.getBoundingClientRect()];
+  return [inner.left - outer.left + box.scrollLeft, inner.top - outer.top + box.scrollTop];
 }
