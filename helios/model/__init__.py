@@ -6,7 +6,7 @@ from helios.model.graphs import Graphs
 from helios.model.initial import init_memory_patches, reset_parameters
 from helios.model.lora import Adapter, Adapters, LoraConfig, adapters_of, new_adapter
 from helios.model.lora_file import load_adapter, save_adapter
-from helios.model.packed import PackedBlock, packed_block, packed_forward
+from helios.model.packed import PackedBlock, packed_block, packed_forward, recomputed
 from helios.model.quantised import (
     Difference,
     Fp8Config,
@@ -66,6 +66,7 @@ __all__ = [
     "quantise",
     "quantised",
     "recompute_blocks",
+    "recomputed",
     "reset_parameters",
     "save_adapter",
     "save_transformer",

@@ -9,10 +9,11 @@ of one pass per scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from helios.history import HistoryWindow
 from helios.kernels import gated_add, modulated_norm, varlen_attention
@@ -21,7 +22,7 @@ from helios.model.block import Block
 from helios.model.patch import unpatch
 from helios.model.transformer import HeliosTransformer, grid
 
-__all__ = ["PackedBlock", "Segments", "packed_block", "packed_forward"]
+__all__ = ["PackedBlock", "Segments", "packed_block", "packed_forward", "recomputed"]
 
 
 class Segments(NamedTuple):
@@ -114,6 +115,18 @@ def packed_block(
     x = _read_text(block, x, text, segments)
     n = _modulated(x, shift2, scale2, segments, block.eps)
     return _gated(x, block.feed_forward(n), gate2, segments)
+
+
+def recomputed(run_block: PackedBlock) -> PackedBlock:
+    """``run_block`` keeping only its inputs, and run again when its gradient is asked for."""
+
+    def run(*args: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return run_block(*args)
+        result: Tensor = checkpoint(run_block, *args, use_reentrant=False, preserve_rng_state=False)
+        return result
+
+    return run
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, segments: Segments, eps: float) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from helios.history import HistoryWindow
-from helios.model import packed_block, packed_forward
+from helios.model import packed_block, packed_forward, recomputed
 
 from .cases import build
 
@@ -97,6 +97,26 @@ def test_one_graph_serves_every_block():
     assert counter.frame_count == 1
     for one, other in zip(made, expected):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    model = build()
+    asked = question(model.config)
+    found, kept = [], []
+    for run_block in (packed_block, recomputed(packed_block)):
+        saved = [0]
+
+        def count(tensor, saved=saved):
+            saved[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            answers = packed_forward(model, *asked, run_block=run_block)
+        loss = sum(answer.square().mean() for answer in answers)
+        found.append(torch.autograd.grad(loss, [*model.parameters()]))
+        kept.append(saved[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_questions_must_fit():
