@@ -16,7 +16,7 @@ from torch import Tensor
 from helios.errors import CheckpointError
 from helios.model.config import TransformerConfig
 from helios.model.lora import adapters_of
-from helios.model.quantised import is_quantised, make_room, tokens_in_e4m3
+from helios.model.quantised import is_quantised, lay_out, make_room, tokens_in_e4m3
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
@@ -144,6 +144,9 @@ def load_transformer(
         rename=names,
         convert=gain_to_ours,
     )
+    # On a CPU weights may lie in the mapped file, which costs no memory of its own.
+    if model.device.type == "cuda":
+        lay_out(model)
     return model.eval()
 
 
