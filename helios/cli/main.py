@@ -17,6 +17,7 @@ from helios.cli.errors import exit_code, explain
 from helios.cli.evaluate import evaluate
 from helios.cli.export import export
 from helios.cli.generate import generate
+from helios.cli.live import live
 from helios.cli.plan import plan
 from helios.cli.precompute import precompute
 from helios.cli.pull import pull
@@ -60,6 +61,7 @@ app.command()(pull)
 app.command()(plan)
 app.command()(export)
 app.command()(bench)
+app.command()(live)
 app.command()(serve)
 app.command()(studio)
 app.add_typer(checkpoint, name="checkpoint")

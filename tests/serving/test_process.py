@@ -18,7 +18,6 @@ from helios.media import read_video
 
 from .harness import PROMPT, Server, finished, make, running, wait_for
 
-
 slow = pytest.mark.slow
 
 
