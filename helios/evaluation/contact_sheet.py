@@ -31,6 +31,7 @@ __all__ = ["contact_sheet", "save_contact_sheet"]
 GAP = 4
 MARGIN = 16
 TEXT_SIZE = 15
+WIDEST = 1064
 LINE = 20
 BACKGROUND, INK, FAINT = (252, 252, 250), (25, 25, 25), (130, 130, 130)
 
@@ -88,11 +89,15 @@ def contact_sheet(
 def save_contact_sheet(
     path: Path, videos: Sequence[NDArray[np.uint8]], captions: Sequence[str], *, columns: int = 8
 ) -> None:
-    """Write the sheet as a PNG of 256 colours, a fifth of the bytes, whole or not at all.
+    """Write the sheet as a PNG, whole or not at all; folders on the way are made.
 
-    Folders on the way are made.
+    It is at most `WIDEST` pixels wide and has 256 colours, dithered: a sixth of the bytes.
     """
-    sheet = contact_sheet(videos, captions, columns=columns).quantize(256)
+    sheet = contact_sheet(videos, captions, columns=columns)
+    if sheet.width > WIDEST:
+        sheet = sheet.resize((WIDEST, round(sheet.height * WIDEST / sheet.width)))
+    palette = sheet.quantize(256, method=1, kmeans=2)  # by the range of colours, not their number
+    sheet = sheet.quantize(palette=palette)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
