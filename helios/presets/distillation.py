@@ -82,6 +82,7 @@ def stage3_ode() -> RunConfig:
         stage=OdeConfig(
             transformer=models.helios_14b(),
             adapter=LoraConfig(rank=256, memory_patches="low_rank"),
+            recompute=True,
             sections=3,
             batch=1,
             generation=generation.distilled(),
@@ -98,6 +99,8 @@ def stage3() -> RunConfig:
         stage=Stage3Config(
             transformer=models.helios_14b(),
             adapter=LoraConfig(rank=256, memory_patches="low_rank"),
+            recompute=True,
+            offload=True,
             data=full_size.RING,
             sections=full_size.SECTIONS,
             first_share=1 / full_size.SECTIONS,

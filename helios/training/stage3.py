@@ -24,7 +24,14 @@ from helios.diffusion import CFG, Pyramid, combine, mix, to_clean, velocity
 from helios.distributed import World
 from helios.geometry import check_size
 from helios.history import CorruptionConfig, DropConfig, HistoryWindow, corrupt
-from helios.model import HeliosTransformer, LoraConfig, adapters_of, bind, new_adapter
+from helios.model import (
+    HeliosTransformer,
+    LoraConfig,
+    adapters_of,
+    bind,
+    new_adapter,
+    recompute_blocks,
+)
 from helios.training.adversarial import (
     AdversarialConfig,
     Discriminator,
@@ -37,9 +44,10 @@ from helios.training.adversarial import (
 from helios.training.dmd import DynamicRenoise, matching_gradient, matching_loss
 from helios.training.examples import Example, cut_example, read_tokens
 from helios.training.flow_stage import FlowConfig, FlowStage
-from helios.training.model_stage import ModelStage
+from helios.training.model_stage import ModelStage, frozen_base
 from helios.training.networks import load_networks, parts_of
 from helios.training.optim import OptimizerConfig
+from helios.training.residence import Residence
 from helios.training.rollout import draw_exits, simulate
 from helios.training.stage import Player
 
@@ -69,6 +77,8 @@ class Stage3Config(FlowConfig):
         guidance: scale of the real score, in the convention where 1 is none.
         renoise: at which levels the scores are asked; the critic learns at uniform ones.
         adversarial: the adversarial term; none: without.
+        offload: keep the frozen weights of student and teacher in host memory and bring those to
+            the device that are in use: two large models in the room of one.
     """
 
     teacher: Path | None = None
@@ -80,6 +90,7 @@ class Stage3Config(FlowConfig):
     guidance: float = 4.0
     renoise: DynamicRenoise = field(default_factory=DynamicRenoise)
     adversarial: AdversarialConfig | None = None
+    offload: bool = False
     text_learns: bool = False
     caption_dropout: float = 0.0
 
@@ -94,6 +105,8 @@ class Stage3Config(FlowConfig):
             raise ValueError("sections must be at least 2: later ones have a past")
         if self.text_learns or self.caption_dropout:
             raise ValueError("text_learns must be false and caption_dropout 0 in stage 3")
+        if self.offload and self.adapter is None:
+            raise ValueError("offload needs stage.adapter: without it the student is not frozen")
         CFG(self.guidance)
         plan = self.generation.plan
         if not isinstance(plan, Pyramid) or plan.solver != "renoise":
@@ -168,6 +181,7 @@ class Stage3(FlowStage):
     """A student and a critic that learn in turn; see `FlowStage` for data and results."""
 
     config: Stage3Config
+    _residence: Residence | None = None
 
     def __init__(self, config: Stage3Config, world: World, *, seed: int, compiled: bool) -> None:
         super().__init__(config, world, seed=seed, compiled=compiled)
@@ -176,13 +190,21 @@ class Stage3(FlowStage):
                 "this preset needs a teacher: give --set stage.teacher=DIR, a model of stage 1"
             )
         teacher, text = load_networks(config.teacher, config.transformer)
-        self._teacher: HeliosTransformer = teacher.to(world.device).requires_grad_(False)
-        self._teacher_text = text.to(world.device).requires_grad_(False)
-        student_text = parts_of(self.model)[1]
-        if student_text.tokenizer.get_vocab() != text.tokenizer.get_vocab():
+        own_text = parts_of(self._model)[1]
+        if own_text.tokenizer.get_vocab() != text.tokenizer.get_vocab():
             raise ValueError(f"{config.initial} and {config.teacher} know different words")
-        adapter = new_adapter(self._teacher, config.critic)
-        adapters_of(self._teacher).add(CRITIC, adapter)
+        # Stages 2 and 3 leave the text encoder as it is, so there is mostly one to hold.
+        shared = _alike(own_text, text)
+        self._teacher_text = own_text if shared else text.to(world.device).requires_grad_(False)
+        if config.adapter is None:
+            teacher.requires_grad_(False)
+        else:
+            frozen_base(teacher, world.device)
+        self._frozen = teacher.to(world.device)
+        adapter = new_adapter(teacher, config.critic)
+        adapters_of(teacher).add(CRITIC, adapter)
+        if config.recompute:
+            recompute_blocks(teacher)
         self._critic = nn.ModuleDict({"adapter": adapter})
         self._heads: Discriminator | None = None
         if config.adversarial is not None:
@@ -198,12 +220,29 @@ class Stage3(FlowStage):
         if compiled:
             # Three scales, with gradients and without, adapters on and off, crops: each a graph.
             torch._dynamo.config.recompile_limit = GRAPHS
-            self._compile(self._teacher)
+            self._compile(teacher)
         with torch.no_grad():
             self._unconditional = read_tokens(self._teacher_text, self._empty)
+        if config.offload:
+            models = {"student": self._model, "teacher": teacher}
+            self._residence = Residence(models, world.device)
         self._progress = 0.0
         # The same on every rank, so that no rank waits for another's longer rollout.
         self._choices = torch.Generator().manual_seed(seed)
+
+    @property
+    def model(self) -> nn.Module:
+        """The student with its text encoder, on the device."""
+        if self._residence is not None:
+            self._residence.use("student")
+        return self._model
+
+    @property
+    def _teacher(self) -> HeliosTransformer:
+        """The frozen network of both scores, on the device."""
+        if self._residence is not None:
+            self._residence.use("teacher")
+        return self._frozen
 
     def _networks(self) -> tuple[HeliosTransformer, TextEncoder]:
         return ModelStage._networks(self)  # never fresh ones
@@ -245,6 +284,7 @@ class Stage3(FlowStage):
             term = self._student_term(made, noised, windows, config.adversarial)
             scalars["adversarial"] = term
             loss = loss + term
+        _ = self.model  # back in its place, for the backward pass
         return loss.float(), scalars
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -282,13 +322,16 @@ class Stage3(FlowStage):
         own = window
         if config.student_corruption is not None:
             own = corrupt(window, config.student_corruption, noise)
+        encoder = parts_of(self.model)[1]
         with torch.no_grad():
+            text = read_tokens(encoder, batch.tokens)
+            shared = self._teacher_text is encoder
             return Windows(
                 clean=torch.cat([part.clean for part in parts]),
                 window=window,
                 own=own,
-                text=read_tokens(parts_of(self.model)[1], batch.tokens),
-                score_text=read_tokens(self._teacher_text, batch.tokens),
+                text=text,
+                score_text=text if shared else read_tokens(self._teacher_text, batch.tokens),
                 first=count,
                 progress=self._progress,
             )
@@ -425,3 +468,12 @@ class Stage3(FlowStage):
         )
         made, true, perturbed = logits.chunk(3)
         return heads_loss(made, true, perturbed, config)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of a class have the same values."""
+    mine, others = one.state_dict(), other.state_dict()
+    pairs = ((value, others[name]) for name, value in mine.items() if name in others)
+    return mine.keys() == others.keys() and all(
+        a.shape == b.shape and torch.equal(a.to(b.device), b) for a, b in pairs
+    )

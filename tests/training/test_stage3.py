@@ -257,11 +257,36 @@ def test_what_cannot_be_is_refused(random_models):
         {"guidance": -1.0},
         {"text_learns": True},
         {"sections": 1},
+        {"offload": True},
         {"generation": replace(config.generation, plan=Pyramid(steps=(2, 2, 2)))},
         {"schedule": replace(config.schedule, lag=True)},
     ):
         with pytest.raises(ValueError):
             replace(config, **bad)
+
+
+def test_offloading_changes_where_weights_are_and_nothing_else(random_models):
+    economical = {"adapter": LoraConfig(rank=2), "recompute": True}
+    found = []
+    for offload in (False, True):
+        stage = build(random_models, offload=offload, **economical)
+        stage.prepare()
+        values = []
+        for loss_of in (stage.loss, stage.critic_loss, stage.loss):
+            loss, _ = loss_of(stage.batch(0.5))
+            loss.backward()
+            values.append(loss.detach())
+        learning = [p for p in stage.model.parameters() if p.requires_grad]
+        learning += list(stage._critic.parameters())
+        found.append((values, [p.grad for p in learning]))
+        frozen = [p for p in stage._frozen.parameters() if not p.requires_grad]
+        assert all(p.numel() == 0 for p in frozen) == offload
+        if offload:
+            assert stage._teacher.head.project.weight.numel() > 0
+            assert stage._model["transformer"].head.project.weight.numel() == 0
+    for one, other in zip(*found, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
 
 
 WORKER = """
