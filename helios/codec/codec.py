@@ -144,7 +144,7 @@ class Codec:
         Raises:
             ValueError: for a shape that is not latents of this autoencoder.
         """
-        z = self._unscaled(latents)
+        z = self.unscaled(latents)
         fast = self._fast_decoder(z)
         patches = self.network.decode_patches(z) if fast is None else fast(z).movedim(-1, 1)
         return unfold_patches(patches.float().clamp_(-1, 1), self.config.patch)
@@ -152,7 +152,7 @@ class Codec:
     @torch.no_grad()
     def decode_uint8(self, latents: Tensor) -> Tensor:
         """Like :meth:`decode`, as bytes ``[B, T, H, W, 3]`` rounded to the nearest level."""
-        z = self._unscaled(latents)
+        z = self.unscaled(latents)
         fast = self._fast_decoder(z)
         if fast is not None:
             levels = fast.levels(z)
@@ -164,8 +164,12 @@ class Codec:
             levels = patches.mul_(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         return unfold_patches(levels, self.config.patch).movedim(1, -1).contiguous()
 
-    def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the network makes them."""
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Normalised latents ``[B, 16, t, h, w]`` as the network makes them.
+
+        Raises:
+            ValueError: for a shape that is not latents of this autoencoder.
+        """
         if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or 0 in latents.shape:
             raise ValueError(
                 f"latents must be [B, {self.config.z_dim}, t, h, w], got {tuple(latents.shape)}"

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helios.codec.norm import ChannelNorm, root_norm
+from helios.codec.norm import CPU_ROWS, ChannelNorm, root_norm
 from helios.codec.wan import (
     AttentionBlock,
     CausalConv3d,
@@ -69,18 +69,31 @@ class Ops(Protocol):
 
 
 class PlainOps:
-    """The formulas as they stand, in float32 with one rounding."""
+    """The formulas as they stand, in float32 with one rounding.
+
+    They go through the picture in pieces that stay in a processor's cache, so that the wide
+    intermediates never travel to memory.
+    """
 
     def norm(self, h: Tensor, bias: Tensor, gamma: Tensor, past: int) -> Tensor:
         """See ``Ops``."""
-        return self._activated(_wide(h) + _wide(bias), gamma, past, h.dtype)
+        out, wide = _padded(h.shape, past, h), _wide(bias)
+        for some, place in _pieces((h, out[:, past:])):
+            place.copy_(F.silu(root_norm(_wide(some) + wide, gamma), inplace=True))
+        return out
 
     def add_norm(
         self, h: Tensor, bias: Tensor, skip: Tensor, gamma: Tensor | None, past: int
     ) -> tuple[Tensor, Tensor | None]:
         """See ``Ops``."""
-        total = (_wide(h) + _wide(bias) + _wide(skip)).to(h.dtype)
-        return self._both(total, gamma, past)
+        total, wide = torch.empty_like(h), _wide(bias)
+        out = None if gamma is None else _padded(h.shape, past, h)
+        after = total if out is None else out[:, past:]
+        for some, added, sums, place in _pieces((h, skip, total, after)):
+            sums.copy_((_wide(some) + wide).add_(added))
+            if gamma is not None:
+                place.copy_(F.silu(root_norm(_wide(sums), gamma), inplace=True))
+        return total, out
 
     def double_norm(
         self, phases: Tensor, bias: Tensor, gamma: Tensor | None, past: int
@@ -94,23 +107,33 @@ class PlainOps:
             for row in (0, 1):
                 part = parts[:, :, row : row + rows, column : column + columns, column, row]
                 picture[:, :, row::2, column::2] = (_wide(part) + _wide(bias)).to(phases.dtype)
-        return self._both(picture, gamma, past)
+        if gamma is None:
+            return picture, None
+        out = _padded(picture.shape, past, picture)
+        for some, place in _pieces((picture, out[:, past:])):
+            place.copy_(F.silu(root_norm(_wide(some), gamma), inplace=True))
+        return picture, out
 
     def levels(self, h: Tensor, bias: Tensor) -> Tensor:
         """See ``Ops``."""
         wide = _wide(h) + _wide(bias)
         return wide.mul_(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-    def _both(
-        self, picture: Tensor, gamma: Tensor | None, past: int
-    ) -> tuple[Tensor, Tensor | None]:
-        if gamma is None:
-            return picture, None
-        return picture, self._activated(_wide(picture), gamma, past, picture.dtype)
 
-    def _activated(self, wide: Tensor, gamma: Tensor, past: int, dtype: torch.dtype) -> Tensor:
-        value = F.silu(root_norm(wide, gamma)).to(dtype)
-        return F.pad(value, (0, 0, 0, 0, 0, 0, past, 0)) if past else value
+def _padded(shape: torch.Size, past: int, like: Tensor) -> Tensor:
+    """Room for pictures of ``shape`` after ``past`` frames of zeros."""
+    batch, frames, *rest = shape
+    out = like.new_empty(batch, past + frames, *rest)
+    out[:, :past] = 0
+    return out
+
+
+def _pieces(pictures: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Pictures ``[B, T, H, W, C]`` side by side, a few pixels at a time, ``[N, C]`` each."""
+    for clips in zip(*pictures, strict=True):
+        rows = [clip.reshape(-1, clip.shape[-1]) for clip in clips]
+        size = CPU_ROWS if rows[0].device.type == "cpu" else len(rows[0])
+        yield from zip(*(part.split(size) for part in rows), strict=True)
 
 
 def fast_ops(x: Tensor) -> Ops | None:

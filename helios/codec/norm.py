@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "norm_silu", "root_norm"]
+__all__ = ["CPU_ROWS", "ChannelNorm", "norm_silu", "root_norm"]
 
 _TINY = 1e-12
 """Smallest norm divided by (the published constant)."""
-_CPU_ROWS = 4096
+CPU_ROWS = 4096
 """Pixels handled at a time on a CPU, so that the float32 intermediates stay in its cache."""
 
 
@@ -84,7 +84,7 @@ def _write(rows: Tensor, gamma: Tensor, out: Tensor) -> None:
         return
     for clip, target in zip(rows, out):
         pixels, places = clip.reshape(-1, clip.shape[-1]), target.view(-1, clip.shape[-1])
-        for some, place in zip(pixels.split(_CPU_ROWS), places.split(_CPU_ROWS)):
+        for some, place in zip(pixels.split(CPU_ROWS), places.split(CPU_ROWS)):
             place.copy_(F.silu(root_norm(some, gamma), inplace=True))
 
 

@@ -13,6 +13,7 @@ from helios.codec import AutoencoderConfig, Codec, WanAutoencoder
 from helios.diffusion import ScheduleConfig
 from helios.geometry import CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import HISTORY_FRAMES, HistoryWindow
+from helios.kernels import plain
 from helios.model import HeliosTransformer, TransformerConfig, empty_transformer, fp32_names
 
 __all__ = ["Subject", "random_codec", "random_transformer", "reference_velocity"]
@@ -107,8 +108,9 @@ class Subject:
         """Frames of ``latents`` by the plain decoder in float32, the same weights widened."""
         network = WanAutoencoder(self.codec.config).to(self.device)
         network.load_state_dict(self.codec.network.state_dict())
+        codec = Codec(network.float(), self.codec.config)
         with _exact_products():
-            return Codec(network.float(), self.codec.config).decode(self.latents)
+            return codec.network.decode(codec.unscaled(self.latents)).clamp_(-1, 1)
 
     def describe(self) -> dict[str, Any]:
         """What it is, ready for JSON."""
@@ -189,7 +191,7 @@ def reference_velocity(subject: Subject, inputs: Sequence[tuple[Tensor, Tensor]]
         block.register_forward_pre_hook(widen)
         block.register_forward_hook(drop)
     text, window = subject.text.float(), subject.window
-    with _exact_products():
+    with plain(), _exact_products():
         return [model(x.float(), t, text, window).cpu() for x, t in inputs]
 
 
