@@ -98,23 +98,19 @@ def summarise(
     return figures
 
 
-def curves(measured: Measured) -> dict[str, list[float | None]]:
+def curves(measured: Measured) -> dict[str, NDArray[np.float32]]:
     """One value per chunk: means of the series, accuracies, and ΔE from the first chunk."""
     series = measured.series
     length = len(series["lightness"])
     count = chunk_count(length)
-    result = {}
+    result: dict[str, NDArray[np.float32]] = {}
     for name, values in series.items():
         parts = [values[k * CHUNK_FRAMES : (k + 1) * CHUNK_FRAMES] for k in range(count)]
-        result[name] = np.array([_mean(part) for part in parts])
+        result[name] = np.array([_mean(part) for part in parts], np.float32)
     lab = torch.from_numpy(np.stack([result[name] for name in ("lightness", "a", "b")], axis=1))
-    result["delta_e"] = delta_e(lab[:1].expand_as(lab), lab).numpy()
+    result["delta_e"] = delta_e(lab[:1].expand_as(lab), lab).float().numpy()
     result |= _accuracy(measured.verdicts)
-    return {
-        name: [plain(float(value), 5) for value in values]
-        for name, values in result.items()
-        if name not in PLAIN_SERIES
-    }
+    return {name: values for name, values in result.items() if name not in PLAIN_SERIES}
 
 
 def _accuracy(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, NDArray[np.float32]]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "TIERS", "Bench", "takes_of"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what is measured and how it is written; records of another one are made again."""
 
 TIERS = (81, 240, 720, 1440)
@@ -192,7 +192,6 @@ class Bench:
                 str(length): summarise(measured, length, self._clips(take, measured, length))
                 for length in self.lengths
             },
-            "curves": curves(measured),
             "work": None if work is None else vars(work),
             "stream": {
                 name: [plain(value) for value in values[:: max(1, len(values) // STREAM_POINTS)]]
@@ -202,7 +201,7 @@ class Bench:
         small = np.zeros(0, np.uint8) if measured.small is None else measured.small
         features = np.asarray(measured.features, np.float16)
         frames = [measured.kept[index] for index in _strip_frames(max(self.lengths))]
-        return Record(values, features, small, _webp(frames))
+        return Record(values, features, small, _webp(frames), curves(measured))
 
     def _clips(self, take: Take, measured: Measured, length: int) -> dict[str, dict[str, float]]:
         """What networks that look at clips say of the whole and of both ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Record", "Results", "digest"]
 
 
+CURVE = "curve "
+"""What the names of curves begin with among the tensors."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What was measured of one video.
@@ -35,12 +39,14 @@ class Record:
         features: the judge's, float16 ``[chunks, F]``; empty without a judge.
         small: thumbnails of the first chunk, uint8.
         strip: a few frames side by side, WebP.
+        curves: by name one value per chunk, float32; of an hour too many for a text file.
     """
 
     values: Mapping[str, Any]
     features: NDArray[np.float16]
     small: NDArray[np.uint8]
     strip: bytes
+    curves: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def index(self) -> int:
@@ -85,7 +91,12 @@ class Results:
         except (CheckpointError, OSError, KeyError):
             return None
         # Mapped files must not outlive what replaces them.
-        return Record(values, features.copy(), small.copy(), strip)
+        curves = {
+            name.removeprefix(CURVE): tensor.numpy().copy()
+            for name, tensor in tensors.items()
+            if name.startswith(CURVE)
+        }
+        return Record(values, features.copy(), small.copy(), strip, curves)
 
     def put(self, key: str, record: Record) -> None:
         """File ``record`` under ``key``, whole or not at all."""
@@ -93,6 +104,8 @@ class Results:
             "features": torch.from_numpy(np.ascontiguousarray(record.features)),
             "small": torch.from_numpy(np.ascontiguousarray(record.small)),
         }
+        for name, values in record.curves.items():
+            tensors[CURVE + name] = torch.from_numpy(np.ascontiguousarray(values))
         write_tensors(self.folder, tensors, f"{key}.safetensors")
         with atomic_path(self.folder / f"{key}.webp") as draft:
             draft.write_bytes(record.strip)

@@ -224,6 +224,9 @@ def evaluate_arms(
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ValueError(f"arms must have different names, got {', '.join(names)}")
+    if config.device.type == "cuda":
+        # Kernels are launched on the current device, whatever device their tensors are on.
+        torch.cuda.set_device(config.device)
     columns: list[_Column] = []
     first: ModelSource | None = None
     shown = prompts

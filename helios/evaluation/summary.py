@@ -173,13 +173,12 @@ def _curves(arm: Arm) -> dict[str, Any]:
     change``: every video against its own first chunk.
     """
     result: dict[str, Any] = {}
-    for name in arm.records[0].values["curves"]:
+    for name in arm.records[0].curves:
         rows: dict[int, list[Values]] = defaultdict(list)
         for record in arm.records:
-            values = record.values["curves"].get(name)
+            values = record.curves.get(name)
             if values is not None:
-                row = [math.nan if value is None else value for value in values]
-                rows[record.index].append(np.array(row, np.float64))
+                rows[record.index].append(values.astype(np.float64))
         if not rows or len({len(row) for some in rows.values() for row in some}) != 1:
             continue
         means = [np.mean(some, axis=0) for some in rows.values()]
@@ -207,10 +206,10 @@ def _minutes(arm: Arm) -> dict[str, Any]:
         first, last = ((60 * FPS * m) // CHUNK_FRAMES for m in (minute - 1, minute))
         entries: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for record in arm.records:
-            for name, values in record.values["curves"].items():
-                part = [value for value in values[first:last] if value is not None]
-                if len(values) >= last and part:
-                    entries[name][record.index].append(sum(part) / len(part))
+            for name, values in record.curves.items():
+                part = values[first:last][np.isfinite(values[first:last])]
+                if len(values) >= last and len(part):
+                    entries[name][record.index].append(float(part.mean(dtype=np.float64)))
         if entries:
             result[str(minute)] = {
                 name: mean_estimate(list(by_prompt.values())).to_json()

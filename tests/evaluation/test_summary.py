@@ -41,12 +41,12 @@ def record(
                 "caption": {"value": right, "first": right, "last": right},
             }
         },
-        "curves": {"sharpness": [float(v) for v in slope], "caption": [right] * chunks},
     }
+    curves = {"sharpness": slope, "caption": np.full(chunks, right)}
     if features is None:
         features = np.random.default_rng(index + 100 * repetition).standard_normal((chunks, WIDTH))
     thumb = np.full((5, 2, 2, 3), small, np.uint8)
-    return Record(values, features.astype(np.float16), thumb, b"picture")
+    return Record(values, features.astype(np.float16), thumb, b"picture", curves)
 
 
 def arm(name: str, count: int = 20, *, offset: float = 0.0, seed: int = 0, **options: Any) -> Arm:
