@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from helios.kernels.dispatch import Machine, is_fast, machine_of, say_once, uses_triton
+from helios.kernels.dispatch import (
+    FLASH3_MODULES,
+    Machine,
+    is_fast,
+    machine_of,
+    say_once,
+    uses_triton,
+)
 from helios.kernels.scaled import E4M3, E4M3_MAX
 
 __all__ = ["Backend", "Heads8", "attention", "attention_e4m3", "choose", "quantise_heads"]
@@ -145,10 +152,13 @@ def attention_e4m3(query: Heads8, key: Heads8, value: Heads8) -> Tensor:
 @cache
 def _flash3() -> Callable[..., Tensor]:
     """FlashAttention-3's forward function, by whichever of its two names is installed."""
-    try:
-        module: Any = import_module("fa3_fwd_interface")
-    except ImportError:
-        module = import_module("flash_attn_interface")
+    module: Any = None
+    for name in FLASH3_MODULES:
+        try:
+            module = import_module(name)
+            break
+        except (ImportError, OSError):
+            continue
     function = module.flash_attn_func
 
     def call(query: Tensor, key: Tensor, value: Tensor, **scales: Tensor) -> Tensor:

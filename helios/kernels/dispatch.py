@@ -11,13 +11,13 @@ in the log, never to an error.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -88,26 +88,49 @@ def machine_of(device: torch.device) -> Machine:
 
 @cache
 def _examine(index: int) -> Machine:
-    machine = Machine(
-        capability=torch.cuda.get_device_capability(index),
-        triton=_importable("triton"),
-        flash3=_importable("fa3_fwd_interface") or _importable("flash_attn_interface"),
+    capability = torch.cuda.get_device_capability(index)
+    triton = capability >= (8, 0)
+    if not triton:
+        say_once("this GPU is older than Ampere (capability 8.0): plain kernels are used")
+    elif trouble := _triton_trouble(index):
+        say_once(f"Triton does not run ({trouble}): plain kernels are used, see helios doctor")
+        triton = False
+    return Machine(
+        capability=capability,
+        triton=triton,
+        flash3=capability[0] == 9 and _has_flash3(),
         cudnn=torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled(),
     )
-    if not machine.triton:
-        say_once(
-            "Triton is not installed: plain kernels are used (pip install 'helios-video[cuda]')"
-        )
-    elif not machine.runs_triton:
-        say_once("this GPU is older than Ampere (capability 8.0): plain kernels are used")
-    return machine
 
 
-def _importable(name: str) -> bool:
+def _triton_trouble(index: int) -> str | None:
+    """Why no kernel can be compiled and run on this device; none if one was."""
     try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+        from helios.kernels.gelu_triton import gelu
+
+        # Only a launch tells: Triton may be there and the compiler it calls not.
+        gelu(torch.zeros(1, 16, device=torch.device("cuda", index)), None)
+    except Exception as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return None
+
+
+FLASH3_MODULES = ("fa3_fwd_interface", "flash_attn_interface")
+"""What FlashAttention-3 is called in its forward-only wheel, and where it was built from source."""
+
+
+def _has_flash3() -> bool:
+    """Whether FlashAttention-3 can be imported; one that cannot, though there, is reported."""
+    for name in FLASH3_MODULES:
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError, RuntimeError) as error:
+            say_once(f"{name} cannot be loaded ({str(error).splitlines()[0][:200]})")
+            continue
+        return True
+    return False
 
 
 @cache

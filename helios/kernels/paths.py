@@ -59,7 +59,7 @@ def _fused(machine: Machine) -> Path:
     elif machine.capability < (8, 0):
         why = f"{_capability(machine)}; Triton kernels need 8.0 (Ampere)"
     else:
-        why = "Triton is not installed: pip install 'helios-video[cuda]'"
+        why = "Triton is not installed or does not run: pip install 'helios-video[cuda]'"
     return Path(operation="norms, rotation, GELU", form="plain", why=why)
 
 

@@ -22,6 +22,20 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, ...]:
 
 
 @triton.jit
+def head_tile(
+    x_ptr, length, channels, x_batch, x_row, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Some tokens of one head in float32, their numbers, those of the channels, and which exist."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.arange(0, CHANNELS)
+    inside = (token < length)[:, None] & (channel < channels)[None, :]
+    place = token.to(tl.int64)[:, None] * x_row + channel[None, :]
+    start = tl.program_id(2) * x_batch + tl.program_id(1) * channels
+    x = tl.load(x_ptr + start + place, mask=inside, other=0.0)
+    return x.to(tl.float32), token, channel, inside
+
+
+@triton.jit
 def head_largest_kernel(
     x_ptr,
     largest_ptr,
@@ -35,12 +49,10 @@ def head_largest_kernel(
 ):
     """The largest magnitude of some tokens of one head, into that of the head."""
     sample, head = tl.program_id(2), tl.program_id(1)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    channel = tl.arange(0, CHANNELS)
-    inside = (token < length)[:, None] & (channel < channels)[None, :]
-    place = token.to(tl.int64)[:, None] * x_row + channel[None, :]
-    x = tl.load(x_ptr + sample * x_batch + head * channels + place, mask=inside, other=0.0)
-    largest = tl.max(tl.max(tl.abs(x.to(tl.float32)), axis=1), axis=0)
+    x, _token, _channel, _inside = head_tile(
+        x_ptr, length, channels, x_batch, x_row, TOKENS, CHANNELS
+    )
+    largest = tl.max(tl.max(tl.abs(x), axis=1), axis=0)
     tl.atomic_max(largest_ptr + sample * heads + head, largest)
 
 
@@ -59,13 +71,9 @@ def head_values_kernel(
 ):
     """Some tokens of one head in e4m3, so that the largest of the head becomes 448."""
     sample, head = tl.program_id(2), tl.program_id(1)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    channel = tl.arange(0, CHANNELS)
-    inside = (token < length)[:, None] & (channel < channels)[None, :]
-    place = token.to(tl.int64)[:, None] * x_row + channel[None, :]
-    x = tl.load(x_ptr + sample * x_batch + head * channels + place, mask=inside, other=0.0)
+    x, token, channel, inside = head_tile(x_ptr, length, channels, x_batch, x_row, TOKENS, CHANNELS)
     factor = 448.0 / tl.load(largest_ptr + sample * heads + head)
-    values = tl.minimum(tl.maximum(x.to(tl.float32) * factor, -448.0), 448.0)
+    values = tl.minimum(tl.maximum(x * factor, -448.0), 448.0)
     out = (sample * length + token.to(tl.int64))[:, None] * (heads * channels)
     out += head * channels + channel[None, :]
     tl.store(out_ptr + out, values.to(out_ptr.dtype.element_ty), mask=inside)

@@ -107,26 +107,60 @@ def test_choices_on_a_gpu_of_each_kind(monkeypatch):
         assert not dispatch.uses_triton(OnCuda())
 
 
-@pytest.mark.parametrize(
-    ("capability", "triton", "line"),
-    [((9, 0), False, "helios-video[cuda]"), ((7, 5), True, "older than Ampere")],
-)
-def test_what_is_missing_is_said_in_one_line(capability, triton, line, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
-    monkeypatch.setattr(dispatch, "_importable", lambda name: triton and name == "triton")
+def forget():
     dispatch._examine.cache_clear()
     dispatch.say_once.cache_clear()
+
+
+@pytest.fixture
+def _fresh_choices():
+    """What was said and found before is forgotten, and what the test finds afterwards too."""
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("_fresh_choices")
+@pytest.mark.parametrize(
+    ("capability", "lines"),
+    [
+        ((9, 0), ["Triton does not run", "FlashAttention-3 is not installed"]),
+        ((8, 0), ["Triton does not run"]),
+        ((7, 5), ["older than Ampere"]),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(capability, lines, monkeypatch, caplog):
+    """This process has no GPU, so the trial launch fails as on a machine without a compiler."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             machine = dispatch.machine_of(OnCuda.device)
+            assert machine.capability == capability
             assert not machine.runs_triton
-        choose(machine, BF16, 128, 11040)
-        choose(machine, BF16, 128, 11040)
-    lines = [record.getMessage() for record in caplog.records]
-    assert sum(line in text for text in lines) == 1
-    assert len(lines) == len(set(lines)) == 1 + (capability == (9, 0))
-    dispatch._examine.cache_clear()
-    dispatch.say_once.cache_clear()
+            assert not machine.runs_flash3
+            choose(machine, BF16, 128, 11040)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(lines)
+    for line, start in zip(said, lines):
+        assert start in line
+        assert "\n" not in line
+
+
+@pytest.mark.usefixtures("_fresh_choices")
+def test_a_broken_flash3_is_reported_and_done_without(monkeypatch, caplog):
+    def load(name):
+        if name == "fa3_fwd_interface":
+            raise OSError("libcudart.so.13: cannot open shared object file\nsecond line")
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(dispatch, "import_module", load)
+    with caplog.at_level(logging.WARNING):
+        assert not dispatch._has_flash3()
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("fa3_fwd_interface cannot be loaded (libcudart")
+    assert "second" not in said
+    monkeypatch.setattr(dispatch, "import_module", lambda _name: None)
+    assert dispatch._has_flash3()
 
 
 def test_run_takes_the_gradient_of_the_formula():
