@@ -6,6 +6,7 @@ from helios.training.config import RunConfig, TrainingConfig, to_json
 from helios.training.dmd import DynamicRenoise
 from helios.training.examples import Example, cut_example
 from helios.training.flow_stage import FlowConfig, FlowStage
+from helios.training.memory import Stage3Memory, stage3_memory
 from helios.training.networks import TextSize, find_codec, find_model
 from helios.training.ode import OdeConfig, OdeStage
 from helios.training.optim import OptimizerConfig, learning_rate
@@ -13,7 +14,8 @@ from helios.training.run import train
 from helios.training.stage import Stage, StageConfig
 from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config
 from helios.training.stage2 import Stage2, Stage2Config
-from helios.training.stage3 import Stage3, Stage3Config
+from helios.training.stage3 import Stage3
+from helios.training.stage3_config import Stage3Config
 from helios.training.trainer import Trainer
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Stage2Config",
     "Stage3",
     "Stage3Config",
+    "Stage3Memory",
     "StageConfig",
     "TextSize",
     "Trainer",
@@ -45,6 +48,7 @@ __all__ = [
     "find_codec",
     "find_model",
     "learning_rate",
+    "stage3_memory",
     "to_json",
     "train",
 ]
