@@ -111,8 +111,7 @@ class SelfAttention(_Projections):
         Without ``keep_history`` history is looked at but does not look: ``[B, L - split, D]``.
         """
         first = 0 if keep_history else split
-        tokens = x.shape[1]
-        if self.e4m3_from is not None and tokens >= self.e4m3_from and self._can_mix_e4m3():
+        if self._in_e4m3(x.shape[1]):
             mixed = self._mix_e4m3(x, rotation, first)
         else:
             mixed = self.mix(*self.project(x, rotation, first), split, keep_history=keep_history)
@@ -143,6 +142,9 @@ class SelfAttention(_Projections):
         if self.restricted and keep_history:
             past = attention(query[:, :split], key[:, :split], value[:, :split])
             return torch.cat((past, attention(query[:, split:], key, value)), dim=1)
+        if self._in_e4m3(key.shape[1]):
+            heads = (quantise_heads(query), quantise_heads(key), quantise_heads(value))
+            return attention_e4m3(*heads).to(value.dtype)
         return attention(query, key, value)
 
     def _products(self, x: Rows, first: int) -> list[Tensor]:
@@ -152,9 +154,11 @@ class SelfAttention(_Projections):
         late = x.tokens(first) if isinstance(x, Scaled) else x[:, first:]
         return [*project(late, (self.query,)), *project(x, (self.key, self.value))]
 
-    def _can_mix_e4m3(self) -> bool:
-        simple = self.history_gain is None and not self.restricted
-        return simple and not torch.is_grad_enabled()
+    def _in_e4m3(self, keys: int) -> bool:
+        """Whether so many keys are attended to in e4m3."""
+        if self.e4m3_from is None or keys < self.e4m3_from or torch.is_grad_enabled():
+            return False
+        return self.history_gain is None and not self.restricted
 
     def _mix_e4m3(self, x: Rows, rotation: Rotation, first: int) -> Tensor:
         """`project` and `mix` with queries, keys and values in e4m3."""

@@ -205,6 +205,21 @@ def test_bounds_of_queries_and_keys_follow_their_gains():
     torch.testing.assert_close(norm.bound(2)[1], before[1] * 4)
 
 
+@torch.no_grad()
+def test_attention_in_e4m3_with_its_steps_apart_is_as_near():
+    """Queries and keys that were made before, as where history is reused, are measured by head."""
+    attention = build(**WIDE).blocks[0].self_attention
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 20, 64, generator=generator)
+    angles = torch.randn(20, 8, generator=generator)
+    rotation = (angles.cos(), angles.sin())
+    exact = attention(x, rotation, 5)
+    attention.e4m3_from = 20
+    apart = attention.out(attention.mix(*attention.project(x, rotation), 5).flatten(2))
+    for found in (attention(x, rotation, 5), apart):
+        assert 1e-4 < Difference.between(found, exact).relative < 0.08
+
+
 def test_difference_is_the_formula():
     exact, found = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     difference = Difference.between(found, exact)
