@@ -294,7 +294,9 @@ class Sessions:
                 **change,
             )
         else:
-            stream = await worker.open("branch", name, stream=old.id, chunk=asked.chunk, **change)
+            stream = await worker.open(
+                "branch", name, stream=old.stream.name, chunk=asked.chunk, **change
+            )
         record = Record(name, "session", old.record_.owner)
         prompts = [part for part in old.record_.document["prompts"] if part[0] < asked.chunk]
         if asked.prompt is not None:

@@ -269,13 +269,14 @@ class WorkerProcess:
 
     async def open(self, op: str, name: str, **values: Any) -> StreamHandle:
         """A new stream; ``op`` is ``open``, ``resume`` or ``branch`` (then with ``stream``)."""
-        handle = StreamHandle(self, name)
-        self.streams[name] = handle
+        # Every life has a name of its own: what the last one still says must not reach the next.
+        handle = StreamHandle(self, f"{name}/{next(self._numbers)}")
+        self.streams[handle.name] = handle
         try:
             if op == "branch":
-                handle.info = await self.call(op, new=name, **values)
+                handle.info = await self.call(op, new=handle.name, **values)
             else:
-                handle.info = await self.call(op, stream=name, **values)
+                handle.info = await self.call(op, stream=handle.name, **values)
         except BaseException:
             handle.close()
             raise
