@@ -354,15 +354,17 @@ class _Run:
 
     def _flops(self, plan: tuple[int, ...]) -> float:
         """Operations of one chunk in the reference algorithm; skipped work is never added."""
-        rows, columns = latent_size(self.subject.height, self.subject.width)
-        text = self.subject.text.shape[-2]
-        scales = [2 ** (len(plan) - 1 - stage) for stage in range(len(plan))]
-        config = self.subject.transformer.config
-        denoising = sum(
-            count * forward_flops(config, rows, columns, text=text, scale=scale)
-            for count, scale in zip(plan, scales)
-        )
-        return denoising + decode_flops(self.subject.codec.config, rows, columns)
+        *forwards, decoding = self.part_flops()
+        return sum(count * flops for count, flops in zip(plan, forwards)) + decoding
+
+    def part_flops(self) -> list[float]:
+        """Operations of a forward pass at each scale, coarsest first, and of decoding a chunk."""
+        subject = self.subject
+        rows, columns = latent_size(subject.height, subject.width)
+        config, text = subject.transformer.config, subject.text.shape[-2]
+        scales = [2**halvings for halvings in reversed(range(len(_TIMESTEPS)))]
+        forwards = [forward_flops(config, rows, columns, text=text, scale=n) for n in scales]
+        return [*forwards, decode_flops(subject.codec.config, rows, columns)]
 
     def _late(self, what: str) -> bool:
         if time.perf_counter() - self.began < self.config.budget:
@@ -380,6 +382,10 @@ class _Run:
                 "rounds": self.config.rounds,
                 "forwards": self.config.forwards,
                 "seed": self.config.seed,
+            },
+            "floor": {
+                "flops": self.part_flops(),
+                "peak_flops_per_second": find_machine(self.subject.device).flops,
             },
             "arms": self.arms,
             "left_out": self.left_out,

@@ -39,7 +39,7 @@ def report(result: Mapping[str, Any]) -> str:
     lines = ["# Throughput", "", _about(result), ""]
     for plan in result["protocol"]["plans"]:
         lines += _speed(result["arms"], ",".join(map(str, plan)))
-    lines += [*_parts(result["arms"]), *_errors(result["arms"])]
+    lines += [*_parts(result["arms"], result["floor"]), *_errors(result["arms"])]
     if result["left_out"]:
         lines += ["Left out:", "", *(f"- {line}" for line in result["left_out"]), ""]
     return "\n".join(lines)
@@ -91,7 +91,8 @@ def _speed(arms: Mapping[str, Any], plan: str) -> Iterator[str]:
     yield ""
 
 
-def _parts(arms: Mapping[str, Any]) -> Iterator[str]:
+def _parts(arms: Mapping[str, Any], floor: Mapping[str, Any]) -> Iterator[str]:
+    """Where the time goes, above the least that the operations take at the peak of the device."""
     yield "## Parts (median ms)"
     yield ""
     yield "| engine | " + " | ".join(f"forward {s}" for s in _STAGES) + " | decode | start s |"
@@ -99,6 +100,10 @@ def _parts(arms: Mapping[str, Any]) -> Iterator[str]:
     for name, arm in arms.items():
         cells = [f"{part['median_ms']:.1f}" for part in (*arm["forward"], arm["decode"])]
         yield f"| {name} | {' | '.join(cells)} | {arm['start_seconds']:.1f} |"
+    peak = floor["peak_flops_per_second"]
+    if peak is not None:
+        cells = [f"{1e3 * flops / peak:.1f}" for flops in floor["flops"]]
+        yield f"| floor in bfloat16 at {peak / 1e12:.0f} TFLOP/s | {' | '.join(cells)} | |"
     yield ""
 
 
