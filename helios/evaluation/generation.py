@@ -17,15 +17,13 @@ from helios.conditioning import fit, image_start, video_start
 from helios.diffusion import guide, sample
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import History, HistoryWindow
-from helios.model import HeliosTransformer, reset_parameters
+from helios.model import HeliosTransformer, bind, reset_parameters
 from helios.pipeline import Pipeline, Request, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
-
-    from helios.diffusion import Denoiser
 
 __all__ = ["chunk_latents", "generate_batch", "stream_batch", "untrained"]
 
@@ -161,9 +159,10 @@ def _chunks(
             noise = torch.cat(
                 [torch.randn(shape, generator=g, device=pipe.device) for g in generators]
             )
-            denoiser = _denoiser(pipe, text, window)
+            denoiser = bind(pipe.transformer, text, window)
             if resolved.guidance is not None:
-                denoiser = guide(denoiser, _denoiser(pipe, without, window), resolved.guidance)
+                against = bind(pipe.transformer, without, window)
+                denoiser = guide(denoiser, against, resolved.guidance)
             clean = sample(denoiser, plan, noise, resolved.schedule, generators)
             parts = clean.split(1)
             histories = [h.append(part) for h, part in zip(histories, parts, strict=True)]
@@ -177,14 +176,6 @@ def _texts(pipe: Pipeline, resolved: Resolved, prompts: Sequence[str]) -> tuple[
     text = pipe.text_encoder.encode(prompts).to(pipe.device, pipe.dtype)
     negative = pipe.text_encoder.encode([resolved.negative_prompt])
     return text, negative.to(pipe.device, pipe.dtype).expand_as(text)
-
-
-def _denoiser(pipe: Pipeline, text: Tensor, window: HistoryWindow) -> Denoiser:
-    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-        velocity: Tensor = pipe.transformer(x, timestep, text, window)
-        return velocity
-
-    return denoise
 
 
 def _starts(
