@@ -25,7 +25,13 @@ from helios.diffusion import (
 )
 from helios.distributed import World
 from helios.geometry import check_size
-from helios.model import HeliosTransformer, PackedBlock, packed_block, packed_forward
+from helios.model import (
+    HeliosTransformer,
+    PackedBlock,
+    packed_block,
+    packed_forward,
+    recomputed,
+)
 from helios.training.flow_stage import FlowConfig, FlowStage
 from helios.training.networks import parts_of
 
@@ -118,6 +124,11 @@ class Stage2(FlowStage):
 
     config: Stage2Config
     _run_block: PackedBlock = staticmethod(packed_block)
+
+    def __init__(self, config: Stage2Config, world: World, *, seed: int, compiled: bool) -> None:
+        super().__init__(config, world, seed=seed, compiled=compiled)
+        if config.recompute:
+            self._run_block = recomputed(self._run_block)
 
     def _compile(self, transformer: HeliosTransformer) -> None:
         if self.config.packed:

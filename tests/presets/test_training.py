@@ -44,6 +44,7 @@ def test_full_size_phases_have_the_published_hyperparameters(name):
     assert stage.drop.shares == pytest.approx((0.4, 0.0, 0.24))
     assert stage.caption_dropout == 0
     assert not stage.text_learns
+    assert stage.recompute
     assert stage.transformer.num_layers == 40
     assert (stage.data.height, stage.data.width) == (384, 640)
     assert not stage.schedule.lag

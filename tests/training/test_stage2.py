@@ -112,6 +112,18 @@ def test_packed_or_not_the_loss_and_its_gradients_are_the_same(start, scales):
     assert one == pytest.approx(float((means * weights).sum()), rel=1e-5)
 
 
+def test_recomputed_or_not_the_gradients_are_the_same(start):
+    found = []
+    for changes in ({}, {"recompute": True}, {"recompute": True, "packed": False}):
+        stage = stage2_config(start, stage=changes).stage.build(alone(), seed=0, compiled=False)
+        stage.prepare()
+        stage.loss(stage.batch(0.0))[0].backward()
+        found.append([p.grad for p in stage.model.parameters() if p.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1], strict=True))
+    for one, other in zip(found[0], found[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
 def test_the_transformer_learns_and_the_text_encoder_stays(start):
     stage = stage2_config(start).stage.build(alone(), seed=0, compiled=False)
     stage.prepare()
