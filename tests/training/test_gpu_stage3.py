@@ -1,0 +1,92 @@
+"""Stage 3 on a CUDA device: the tiny presets, from precomputing to a few-step model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import helios.pipeline
+from helios.cli.main import run
+from helios.distributed import World
+from helios.model import LoraConfig
+from helios.presets import generation, override, training_preset
+from helios.training import train
+
+pytestmark = pytest.mark.gpu
+
+RING = ["stage.data.group=8", "stage.data.first_groups=2", "stage.data.refresh_every=0"]
+QUIET = ["trainer.log_every=5", "trainer.checkpoint_every=0", "stage.sample_clips=0"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The bundled weights as a flat model, and as one of three scales."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("base", "mid"):
+        pipe = helios.pipeline.load("tiny", device="cuda", dtype="float32")
+        pipe.defaults, pipe.schedule = generation.tiny(), generation.tiny_schedule()
+        if name == "mid":
+            pipe.defaults = generation.tiny_mid()
+            pipe.schedule = generation.tiny_pyramid_schedule()
+        pipe.save(folder / name)
+    return folder
+
+
+def stage3(models, *settings):
+    paths = [f"stage.initial={models / 'mid'}", f"stage.teacher={models / 'base'}"]
+    return override(training_preset("tiny-stage3"), [*RING, *QUIET, *paths, *settings])
+
+
+def first_losses(config, *, compiled):
+    world = World(device=torch.device("cuda", 0))
+    stage = config.stage.build(world, seed=0, compiled=compiled)
+    stage.prepare()
+    found = []
+    for loss_of in (stage.loss, stage.critic_loss):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = loss_of(stage.batch(0.0))
+        loss.backward()
+        found.append(loss.item())
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in stage.model.parameters() if p.grad is not None]
+    )
+    return [*found, norm.item()]
+
+
+def test_from_trajectories_to_a_few_step_model(tmp_path, models):
+    out = tmp_path / "trajectories"
+    how = ["--scenes", "32", "--sections", "2", "--steps", "4,4,4", "--shard", "16"]
+    assert run(["precompute", "trajectories", str(models / "mid"), "--out", str(out), *how]) == 0
+    paths = [f"stage.initial={models / 'mid'}", f"stage.trajectories={out}"]
+    own = ["trainer.steps=40", "stage.batch=8", "stage.sections=2"]
+    ode = override(training_preset("tiny-stage3-ode"), [*QUIET, *paths, *own])
+    train(ode, tmp_path / "ode", device="cuda")
+    lines = [json.loads(line) for line in (tmp_path / "ode/log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+
+    config = stage3(models, "trainer.steps=10", "stage.batch=8", "stage.validation_clips=8")
+    config = replace(config, stage=replace(config.stage, initial=tmp_path / "ode"))
+    report = train(config, tmp_path / "dmd", device="cuda")
+    assert report["unseen_distance"] < 10
+    pipe = helios.pipeline.load(tmp_path / "dmd/model", device="cuda")
+    for steps in ((1, 1, 1), (2, 2, 2)):
+        video = pipe("a red ball bounces on green grass", num_frames=66, seed=1, steps=steps)
+        assert video.frames.shape == (66, 128, 192, 3)
+
+
+def test_compiled_or_not_the_losses_are_the_same(models):
+    config = stage3(models, "stage.batch=4", "stage.adversarial=none")
+    plain, compiled = (first_losses(config, compiled=value) for value in (False, True))
+    assert compiled == pytest.approx(plain, rel=5e-2)
+
+
+def test_offloading_changes_memory_and_nothing_else(models):
+    config = stage3(models, "stage.batch=2", "stage.adversarial=none")
+    economical = replace(config.stage, adapter=LoraConfig(rank=8), recompute=True)
+    found = [
+        first_losses(replace(config, stage=replace(economical, offload=offload)), compiled=False)
+        for offload in (False, True)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
