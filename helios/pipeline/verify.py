@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios.errors import CheckpointCorruptError, CheckpointError, UnsafeCheckpointError
 from helios.pipeline.build import check_weights, inspect_model
 from helios.storage import MANIFEST_NAME, Weights, check_file, contained, open_file, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["verify_folder"]
 
@@ -79,4 +83,10 @@ def _wanted(folder: Path) -> Iterator[tuple[Path, tuple[int | None, str | None]]
 def _not_finite(file: Path) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
     tensors = Weights(open_file(file)).read()
-    return [name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())]
+    return [name for name, t in tensors if t.is_floating_point() and not _is_finite(t)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Eight-bit floats must be widened to be looked at.
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return bool(wide.isfinite().all())

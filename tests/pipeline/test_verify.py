@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import helios
 from helios.cli.main import run
 from helios.errors import CheckpointCorruptError, CheckpointError, UnsafeCheckpointError
+from helios.history import History
+from helios.model import quantise
 from helios.pipeline import verify_folder
 from helios.storage import MANIFEST_NAME, manifest_of, read_tensors, write_json, write_tensors
 
@@ -61,6 +65,31 @@ def test_weights_that_are_not_finite_are_named(copied: Path) -> None:
         verify_folder(copied)
     assert "proj_out.bias" in str(caught.value)
     assert "norm_out.scale_shift_table" in str(caught.value)
+
+
+def test_a_quantised_model_is_whole_and_runs(make_pipeline: Any, tmp_path: Path) -> None:
+    """Saved by the pipeline with its manifest, verified, loaded: the same velocity."""
+    pipeline = make_pipeline()
+    quantise(pipeline.transformer)
+    verify_folder(pipeline.save(tmp_path / "model"))
+    again = helios.load(tmp_path / "model", device="cpu", dtype="float32")
+    latents = torch.randn(1, 16, 9, 4, 6, generator=torch.Generator().manual_seed(0))
+    window = History.empty(1, 16, 4, 6).window()
+    text = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, expected = (
+            pipe.transformer(latents, torch.tensor([500.0]), text, window)
+            for pipe in (again, pipeline)
+        )
+    assert torch.equal(found, expected)
+    tensors = dict(read_tensors(tmp_path / "model" / "transformer"))
+    eight = tensors["blocks.0.attn1.to_q.weight"].view(torch.uint8).clone()
+    eight[0, 0] = 0x7F  # not a number in e4m3
+    tensors["blocks.0.attn1.to_q.weight"] = eight.view(torch.float8_e4m3fn)
+    write_tensors(tmp_path / "model" / "transformer", tensors)
+    write_json(tmp_path / "model" / MANIFEST_NAME, manifest_of(tmp_path / "model"))
+    with pytest.raises(CheckpointCorruptError, match="to_q"):
+        verify_folder(tmp_path / "model")
 
 
 def test_without_a_manifest_headers_and_shapes_still_count(copied: Path) -> None:
