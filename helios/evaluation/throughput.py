@@ -26,10 +26,19 @@ from torch import Tensor
 from helios.diffusion import Denoiser
 from helios.evaluation.subject import Subject, reference_velocity
 from helios.geometry import CHUNK_FRAMES, latent_size
-from helios.pipeline import Pipeline, Request, decode_flops, find_machine, forward_flops
+from helios.pipeline import (
+    Pipeline,
+    Request,
+    decode_flops,
+    find_machine,
+    forward_flops,
+    resident_memory,
+)
 
 __all__ = ["Arm", "BenchConfig", "PipelineArm", "Spread", "Visit", "bench", "timed", "visit_of"]
 
+_SPAN = 20
+"""Chunks at both ends of a long visit that are compared."""
 _TIMESTEPS = (385, 742, 998)
 """What the network is told in the first step at full, half and quarter size (section 6.9)."""
 
@@ -74,12 +83,14 @@ class Visit:
         seconds: of every chunk after the first, from arrival to arrival.
         latents: of the first chunk ``[16, 9, h, w]``, on the CPU.
         first_frame: seconds from the request to the first frame, where it comes alone.
+        memory: bytes in use after every chunk, where the arm knows.
     """
 
     first: float
     seconds: list[float]
     latents: Tensor
     first_frame: float | None = None
+    memory: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,15 +185,17 @@ class PipelineArm(Arm):
             seed=seed,
         )
         alone: list[float] = []
+        memory: list[int] = []
         latents = torch.empty(0)
         arrivals = [time.perf_counter()]
         for chunk in self.pipeline.stream(
             request, first_frame=lambda _: alone.append(time.perf_counter())
         ):
             arrivals.append(time.perf_counter())
+            memory.append(resident_memory(self.pipeline.device) or 0)
             if chunk.index == 0:
                 latents = chunk.latents
-        return visit_of(arrivals, latents, alone[0] - arrivals[0])
+        return visit_of(arrivals, latents, alone[0] - arrivals[0], memory)
 
     def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
         """As the sampler asks for it."""
@@ -203,10 +216,15 @@ class PipelineArm(Arm):
         return (self.pipeline.transformer, self.pipeline.codec.network)
 
 
-def visit_of(arrivals: Sequence[float], latents: Tensor, first_frame: float | None = None) -> Visit:
+def visit_of(
+    arrivals: Sequence[float],
+    latents: Tensor,
+    first_frame: float | None = None,
+    memory: Sequence[int] = (),
+) -> Visit:
     """A visit from the moment of the request and the arrival of every chunk."""
     gaps = [late - early for early, late in pairwise(arrivals)]
-    return Visit(gaps[0], gaps[1:], latents, first_frame)
+    return Visit(gaps[0], gaps[1:], latents, first_frame, tuple(memory))
 
 
 def bench(
@@ -350,6 +368,19 @@ class _Run:
             "first_frame_seconds": round(min(alone), 4) if alone else None,
             "mfu": None if most is None else round(flops / spread.median / most, 4),
             "peak_bytes": peak,
+            "steadiness": self._steadiness(visits[0]),
+        }
+
+    def _steadiness(self, visit: Visit) -> dict[str, float] | None:
+        """How much later chunks of a long visit take and hold than earlier ones."""
+        seconds, memory = visit.seconds[self.config.warm - 1 :], visit.memory[self.config.warm :]
+        if len(seconds) < 2 * _SPAN or not memory:
+            return None
+        early, late = seconds[:_SPAN], seconds[-_SPAN:]
+        return {
+            "chunks": len(seconds),
+            "time_ratio": round(statistics.mean(late) / statistics.mean(early), 4),
+            "memory_growth_bytes": max(memory) - memory[0],
         }
 
     def _flops(self, plan: tuple[int, ...]) -> float:

@@ -89,6 +89,15 @@ def _speed(arms: Mapping[str, Any], plan: str) -> Iterator[str]:
             f"{first} | {1e3 * row['first_chunk_seconds']:.0f} | {mfu} | {peak} | {apart} |"
         )
     yield ""
+    for name, row in rows.items():
+        if row["steadiness"] is not None:
+            steady = row["steadiness"]
+            yield (
+                f"{name} over {steady['chunks']} chunks: the last 20 take "
+                f"{steady['time_ratio']:.3f} times as long as the first 20, memory grows by "
+                f"{steady['memory_growth_bytes'] / 2**20:.1f} MiB."
+            )
+            yield ""
 
 
 def _parts(arms: Mapping[str, Any], floor: Mapping[str, Any]) -> Iterator[str]:

@@ -156,6 +156,21 @@ def test_reference_is_the_model_in_float32() -> None:
     torch.testing.assert_close(expected, answer)
 
 
+def test_a_long_visit_tells_whether_it_is_steady() -> None:
+    class Slowing(Clockwork):
+        def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
+            seconds = [1.0] * (chunks - 21) + [1.1] * 20
+            return Visit(1.0, seconds, torch.ones(2), None, tuple(range(chunks)))
+
+    made = subject()
+    config = BenchConfig(plans=((1, 1, 1),), warm=20, chunks=40, rounds=1, forwards=1)
+    result = bench(made, [lambda: Slowing("a", made, 1.0, 0.0)], config)
+    steady = result["arms"]["a"]["plans"]["1,1,1"]["steadiness"]
+    assert steady == {"chunks": 40, "time_ratio": 1.1, "memory_growth_bytes": 39}
+    result["hardware"] = hardware(CPU)
+    assert "a over 40 chunks: the last 20 take 1.100 times" in report(result)
+
+
 def test_visits_and_spreads() -> None:
     visit = visit_of([1.0, 4.0, 5.0, 7.0], torch.ones(2), 2.0)
     assert (visit.first, visit.seconds, visit.first_frame) == (3.0, [1.0, 2.0], 2.0)
