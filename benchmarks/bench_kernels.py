@@ -17,11 +17,11 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,19 @@ FULL = Shapes(
 SMALL = Shapes(heads=2, channels=16, hidden=96, history=8, noisy=(4, 9), text=6, copy=2**16)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Fresh:
+    """An input that every set draws anew: ``[1, tokens, take]``, a part of ``width`` columns."""
+
+    tokens: int
+    width: int
+    take: int | None = None
+
+    def draw(self, bench: Bench) -> Tensor:
+        return bench.draw(1, self.tokens, self.width)[..., : self.take]
+
+
+@dataclass(frozen=True)
 class Line:
     """One measurement.
 
@@ -153,10 +165,29 @@ class Bench:
         except Exception as error:
             self.skipped.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
 
-    def elementwise(self, what: str, tokens: int, moved: float, make: Callable[[], Any]) -> None:
-        """Both forms of a kernel; ``make`` draws inputs and gives the call."""
-        calls = [make() for _ in range(self.sets(int(moved)))]
-        floor = 1e6 * moved / self.bandwidth
+    def elementwise(
+        self,
+        what: str,
+        tokens: int,
+        moved: float,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+    ) -> None:
+        """Both forms of a kernel that moves so many bytes, on inputs that take turns."""
+        self.guarded(f"{what}, {tokens}", partial(self._both, what, tokens, moved, function, args))
+
+    def _both(
+        self,
+        what: str,
+        tokens: int,
+        moved: float,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+    ) -> None:
+        calls = [
+            partial(function, *(a.draw(self) if isinstance(a, Fresh) else a for a in args))
+            for _ in range(self.sets(int(moved)))
+        ]
         with kernels.plain():
             exact = calls[0]()
         # Before anything is repeated: the text sum is allowed to write over its input.
@@ -165,167 +196,99 @@ class Bench:
         fast = self.clock(calls)
         with kernels.plain():
             plain = self.clock(calls[:2])
+        floor = 1e6 * moved / self.bandwidth
         for form, micro, off in (("fused", fast, error), ("plain", plain, None)):
             rate = moved / micro / 1e3
-            line = Line(
-                group="elementwise",
-                what=what,
-                tokens=tokens,
-                form=form,
-                microseconds=micro,
-                floor=floor,
-                rate=rate,
-                error=off,
-            )
-            self.lines.append(line)
+            self.lines.append(Line("elementwise", what, tokens, form, micro, floor, rate, off))
 
-    def timed(
+    def operations(
         self,
         group: str,
         what: str,
         tokens: int,
         form: str,
         work: float,
-        call: Callable[[], Any],
-        error: float | None,
+        call: Callable[[], Tensor],
+        exact: Tensor,
     ) -> None:
-        micro = self.clock([call] * 2)
-        line = Line(
-            group=group,
-            what=what,
-            tokens=tokens,
-            form=form,
-            microseconds=micro,
-            floor=0.0,
-            rate=work / micro / 1e6,
-            error=error,
-        )
-        self.lines.append(line)
+        """A product or an attention of so many operations; ``exact`` is its first rows."""
+
+        def measure() -> None:
+            error = relative(call()[:, : exact.shape[1]], exact)
+            micro = self.clock([call] * 2)
+            rate = work / micro / 1e6
+            self.lines.append(Line(group, what, tokens, form, micro, 0.0, rate, error))
+
+        self.guarded(f"{what} {form}, {tokens}", measure)
 
     def norms(self) -> None:
         for noisy in self.shapes.noisy:
             self._norms_at(noisy)
 
     def _norms_at(self, noisy: int) -> None:
-        s = self.shapes
-        width, past = s.width, s.history
+        s, past, width = self.shapes, self.shapes.history, self.shapes.width
         length = past + noisy
-        u = 2.0 * length * width
-        fp8 = {False: 1.0, True: 0.5}
+        u, share = 2.0 * length * width, noisy / length
+        x, late, wide = Fresh(length, width), Fresh(noisy, width), Fresh(length, s.hidden)
+        query = Fresh(length, 3 * width, width)
         angles = self.draw(length, s.channels // 2, dtype=torch.float32)
         tables = (angles.cos(), angles.sin())
         gain = 1 + 0.05 * self.draw(width)
-        wide, offset = gain.float(), 0.05 * self.draw(width, dtype=torch.float32)
-        rows = self.draw(1, 2, 6, width, dtype=torch.float32).mul_(0.2).unbind(2)
+        affine = (gain.float(), 0.05 * self.draw(width, dtype=torch.float32))
+        vectors = self.draw(1, 2, 6, width, dtype=torch.float32).mul_(0.2).unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         factor = kernels.bound_factor(gain, s.heads)
-
-        def x(tokens: int = length) -> Tensor:
-            return self.draw(1, tokens, width)
-
-        def qkv() -> Tensor:
-            return self.draw(1, length, 3 * width)[..., :width]
-
-        for eight, out in fp8.items():
-            tag = " e4m3" if eight else ""
-            cases: list[tuple[str, float, Callable[[], Any]]] = [
-                (
-                    f"norm + modulation{tag}",
-                    (1 + out) * u,
-                    lambda e=eight: partial(
-                        kernels.modulated_norm, x(), rows[0], rows[1], past, EPS, fp8=e
-                    ),
-                ),
-                (
-                    f"gate + sum + text norm{tag}",
-                    3 * u + out * u * noisy / length,
-                    lambda e=eight: partial(
-                        kernels.gated_add_layer_norm,
-                        x(),
-                        x(),
-                        rows[2],
-                        past,
-                        wide,
-                        offset,
-                        past,
-                        EPS,
-                        fp8=e,
-                    ),
-                ),
-                (
-                    f"text sum + norm + modulation{tag}",
-                    (1 + out) * u + 2 * u * noisy / length,
-                    lambda e=eight: partial(
-                        kernels.text_add_modulated_norm,
-                        x(),
-                        x(noisy),
-                        past,
-                        rows[3],
-                        rows[4],
-                        past,
-                        EPS,
-                        fp8=e,
-                    ),
-                ),
-                (
-                    f"gate + sum + next norm{tag}",
-                    (3 + out) * u,
-                    lambda e=eight: partial(
-                        kernels.gated_add_modulated_norm,
-                        x(),
-                        x(),
-                        rows[5],
-                        rows[0],
-                        rows[1],
-                        past,
-                        EPS,
-                        fp8=e,
-                    ),
-                ),
-                (
-                    f"GELU{tag}",
-                    (1 + out) * 2.0 * length * s.hidden,
-                    lambda e=eight: partial(kernels.gelu, self.draw(1, length, s.hidden), fp8=e),
-                ),
-            ]
-            for name, moved, make in cases:
-                self.guarded(name, partial(self.elementwise, name, length, moved, make))
-        more: list[tuple[str, float, Callable[[], Any]]] = [
+        # Bytes apart from those of what is normalised, and the share of tokens that is.
+        fused: list[tuple[str, float, float, Callable[..., Any], tuple[Any, ...]]] = [
+            ("norm + modulation", u, u, kernels.modulated_norm, (x, shift1, scale1, past, EPS)),
             (
-                "gate + sum",
+                "gate + sum + text norm",
                 3 * u,
-                lambda: partial(kernels.gated_add, x(), x(), rows[5], past),
+                u * share,
+                kernels.gated_add_layer_norm,
+                (x, x, gate1, past, *affine, past, EPS),
             ),
             (
-                "query norm (text)",
-                2 * u * noisy / length,
-                lambda: partial(kernels.rms_norm, x(noisy), gain, EPS),
+                "text sum + norm + modulation",
+                u + 2 * u * share,
+                u,
+                kernels.text_add_modulated_norm,
+                (x, late, past, shift2, scale2, past, EPS),
             ),
             (
-                "query norm + rotation",
-                2 * u,
-                lambda: partial(kernels.norm_rope, qkv(), gain, *tables, EPS),
+                "gate + sum + next norm",
+                3 * u,
+                u,
+                kernels.gated_add_modulated_norm,
+                (x, x, gate2, shift1, scale1, past, EPS),
             ),
-            (
-                "query norm + rotation e4m3",
-                1.5 * u,
-                lambda: partial(kernels.norm_rope_e4m3, qkv(), gain, *tables, EPS, factor),
-            ),
-            (
-                "values by head e4m3",
-                2.5 * u,
-                lambda: partial(kernels.quantise_heads, qkv().unflatten(-1, (s.heads, s.channels))),
-            ),
-            ("rows e4m3", 1.5 * u, lambda: partial(kernels.quantise_rows, x())),
+            ("GELU", 2.0 * length * s.hidden, 2.0 * length * s.hidden, kernels.gelu, (wide,)),
         ]
-        for name, moved, make in more:
-            self.guarded(name, partial(self.elementwise, name, length, moved, make))
+        for name, fixed, out, function, args in fused:
+            self.elementwise(name, length, fixed + out, function, args)
+            eight = partial(function, fp8=True)
+            self.elementwise(f"{name} e4m3", length, fixed + out / 2, eight, args)
+        rotated = (query, gain, *tables, EPS)
+        more: list[tuple[str, float, Callable[..., Any], tuple[Any, ...]]] = [
+            ("gate + sum", 3 * u, kernels.gated_add, (x, x, gate2, past)),
+            ("query norm (text)", 2 * u * share, kernels.rms_norm, (late, gain, EPS)),
+            ("query norm + rotation", 2 * u, kernels.norm_rope, rotated),
+            ("query norm + rotation e4m3", 1.5 * u, kernels.norm_rope_e4m3, (*rotated, factor)),
+            ("values by head e4m3", 2.5 * u, self._heads, (query,)),
+            ("rows e4m3", 1.5 * u, kernels.quantise_rows, (x,)),
+        ]
+        for name, moved, function, args in more:
+            self.elementwise(name, length, moved, function, args)
+
+    def _heads(self, x: Tensor) -> Any:
+        return kernels.quantise_heads(x.unflatten(-1, (self.shapes.heads, -1)))
 
     def products(self) -> None:
         s = self.shapes
         layers = {
             "qkv": (3 * s.width, s.width),
             "out": (s.width, s.width),
-            "expand + GELU": (s.hidden, s.width),
+            "expand": (s.hidden, s.width),
             "contract": (s.width, s.hidden),
         }
         for name, (outs, ins) in layers.items():
@@ -334,87 +297,48 @@ class Bench:
             for noisy in s.noisy:
                 rows = s.history + noisy
                 x = self.draw(1, rows, ins)
-                some = slice(0, min(rows, 512))
-                exact = x[:, some].float() @ weight.float().t() + bias.float()
-                work = 2.0 * rows * outs * ins
-                scaled = kernels.quantise_rows(x)
-                forms: dict[str, Callable[[], Any]] = {
+                exact = x[:, :512].float() @ weight.float().t() + bias.float()
+                scaled, work = kernels.quantise_rows(x), 2.0 * rows * outs * ins
+                forms: dict[str, Callable[[], Tensor]] = {
                     "bf16": partial(kernels.linear, x, weight, bias),
                     "e4m3 fast": partial(kernels.linear, scaled, eight, bias),
                     "e4m3 slow": partial(
                         kernels.linear, scaled, eight, bias, fast_accumulate=False
                     ),
                 }
-                if "GELU" in name:
-                    wide = torch.nn.functional.gelu(exact, approximate="tanh")
-                    forms["bf16 with GELU"] = partial(kernels.linear_gelu, x, weight, bias)
                 for form, call in forms.items():
-                    target = wide if "with GELU" in form else exact
-                    self.guarded(
-                        f"{name} {form}",
-                        partial(self._product, name, rows, form, work, call, target, some),
+                    self.operations("product", name, rows, form, work, call, exact)
+                if name == "expand":
+                    fused = cast(
+                        Callable[[], Tensor], partial(kernels.linear_gelu, x, weight, bias)
                     )
-
-    def _product(
-        self,
-        name: str,
-        rows: int,
-        form: str,
-        work: float,
-        call: Callable[[], Tensor],
-        target: Tensor,
-        some: slice,
-    ) -> None:
-        error = relative(call()[:, some], target)
-        self.timed("product", name, rows, form, work, call, error)
+                    bent = torch.nn.functional.gelu(exact, approximate="tanh")
+                    self.operations("product", name, rows, "bf16 and GELU", work, fused, bent)
 
     def attentions(self) -> None:
         s = self.shapes
         cases = [(s.history + noisy, s.history + noisy, "self") for noisy in s.noisy]
         cases += [(noisy, s.text, "text") for noisy in s.noisy]
         machine = kernels.machine_of(self.device)
-        backends: Iterable[Backend] = ("plain", "flash", "cudnn", "flash3")
+        backends: list[Backend] = ["plain"]
+        backends += ["flash", "cudnn"] if self.device.type == "cuda" else []
+        backends += ["flash3"] if machine.runs_flash3 else []
         for queries, keys, kind in cases:
             joined = self.draw(1, queries, 3, s.heads, s.channels)
-            q = self.draw(1, queries, s.heads, s.channels)
-            k = self.draw(1, keys, s.heads, s.channels)
-            v = joined[:, :, 2] if kind == "self" else self.draw(1, keys, s.heads, s.channels)
-            some = slice(0, min(queries, 256))
-            parts = (t.float().transpose(1, 2) for t in (q[:, some], k, v))
+            q, k, v = (self.draw(1, count, s.heads, s.channels) for count in (queries, keys, keys))
+            v = joined[:, :, 2] if kind == "self" else v
+            parts = (t.float().transpose(1, 2) for t in (q[:, :256], k, v))
             exact = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
             work = 4.0 * queries * keys * s.width
             chosen = kernels.choose(machine, q.dtype, s.channels, keys)
             for backend in backends:
-                if backend == "flash3" and not machine.runs_flash3:
-                    continue
-                if backend in ("flash", "cudnn") and self.device.type != "cuda":
-                    continue
                 form = backend + (" *" if backend == chosen else "")
                 call = partial(kernels.attention, q, k, v, backend=backend)
-                self.guarded(
-                    f"attention {form}",
-                    partial(self._mixed, kind, queries, form, work, call, exact, some),
-                )
+                self.operations("attention", kind, queries, form, work, call, exact)
             if kind == "self":
                 eight = [kernels.quantise_heads(t) for t in (q, k, v)]
                 call = partial(kernels.attention_e4m3, *eight)
-                self.guarded(
-                    "attention e4m3",
-                    partial(self._mixed, kind, queries, "e4m3", work, call, exact, some),
-                )
-
-    def _mixed(
-        self,
-        kind: str,
-        queries: int,
-        form: str,
-        work: float,
-        call: Callable[[], Tensor],
-        exact: Tensor,
-        some: slice,
-    ) -> None:
-        error = relative(call()[:, some], exact)
-        self.timed("attention", kind, queries, form, work, call, error)
+                self.operations("attention", kind, queries, "e4m3", work, call, exact)
 
 
 def relative(out: Any, exact: Any) -> float:
