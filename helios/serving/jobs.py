@@ -71,7 +71,8 @@ class Job:
         try:
             if self.version == seen:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), timeout)
+                    async with asyncio.timeout(timeout):
+                        await event.wait()
             return self.version
         finally:
             self._watchers.discard(event)

@@ -77,10 +77,10 @@ class LiveConnection:
             if self._hangup.done():
                 await self._close(self._hangup.result())
         finally:
-            for task in (clock, reader, self._starting):
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(clock, reader, return_exceptions=True)
+            tasks = [task for task in (clock, reader, self._starting) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._leave()
 
     # -------------------------------------------------------------------------------- inwards
@@ -202,7 +202,8 @@ class LiveConnection:
         finally:
             self._place = 0
         have = message.have if isinstance(message, protocol.SessionResume) else 0
-        await self._show(session, replay_from=have)
+        with suppress(WebSocketDisconnect, RuntimeError):  # the reader notices too
+            await self._show(session, replay_from=have)
 
     async def _queued(self, session: str, place: int, waiting: int) -> None:
         self._place = place

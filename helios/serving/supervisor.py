@@ -335,8 +335,10 @@ class Supervisor:
         event = asyncio.Event()
         self._waiters.add(event)
         try:
+            # Not wait_for: it can lose a cancellation that comes together with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await event.wait()
         finally:
             self._waiters.discard(event)
 
