@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from helios.cli.errors import CommandError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -170,8 +172,9 @@ def _videos(
 
     judged = prompts is not None and any(prompt.scene is not None for prompt in prompts)
     place = judge or JUDGE_FOLDER
-    # Scenes are judged by what they are made of; scoring networks know photographs.
-    scoring = networks is not None or not judged
+    # Scenes are judged by what they are made of; scoring networks know photographs. The benchmark
+    # asks for them all the same, and says what is not there.
+    scoring = networks is not None or not judged or config.suite == "heliosbench"
     with _folder(report, config.shard) as folder:
         bench = Bench(
             results=Results(folder / "records", reuse=resume),
@@ -181,7 +184,13 @@ def _videos(
             networks=load_networks(networks, config.device) if scoring else Networks(),
             batch_size=batch_size or _batch_size(config.device),
         )
-        outcome = evaluate_arms(config, specs, prompts, bench)
+        try:
+            outcome = evaluate_arms(config, specs, prompts, bench)
+        except KeyboardInterrupt:
+            if report is None:
+                raise
+            line = f"interrupted; what is measured is kept in {report}: the same command goes on"
+            raise CommandError(130, line) from None
         if outcome is None:
             typer.echo(
                 f"part {config.shard[0]} of {config.shard[1]} is measured; the report is written "

@@ -7,7 +7,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from helios.cli.errors import CommandError
 from helios.cli.evaluate import evaluate
+from helios.evaluation import heliosbench
 from helios.evaluation.metrics.scene_judge import SceneJudge, save_judge
 from helios.evaluation.train_judge import judge_config
 from helios.pipeline import Pipeline
@@ -144,6 +146,31 @@ def test_parts_of_the_work_meet_in_one_folder(
     run(*usual)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["arms"]["little"]["videos"] == 3
+
+
+def test_an_interrupted_run_says_what_is_kept(
+    little_folder: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = heliosbench.Bench._batch, []
+
+    def once(self: heliosbench.Bench, *rest: object) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(rest)
+        real(self, *rest)
+
+    usual = [
+        little_folder, "--suite", "drift", "--captions", 3, "--lengths", 33, "--batch-size", 1,
+        "--judge", judge, "--no-renders", *CHEAP,
+    ]  # fmt: skip
+    monkeypatch.setattr(heliosbench.Bench, "_batch", once)
+    with pytest.raises(CommandError, match="the same command goes on") as caught:
+        run(*usual, "--report", tmp_path)
+    assert caught.value.exit_code == 130
+    assert len(list((tmp_path / "records").glob("*.json"))) == 1
+    monkeypatch.setattr(heliosbench.Bench, "_batch", real)
+    assert "wrote" in run(*usual, "--report", tmp_path)
+    assert len(list((tmp_path / "records").glob("*.json"))) == 3
 
 
 def test_a_folder_of_videos_is_measured(little: Pipeline, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,26 @@ def test_videos_of_a_batch_do_not_mix() -> None:
     alone = meter.finish()[0]
     for name in SERIES:
         np.testing.assert_allclose(both[1].series[name], alone.series[name], rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_long_video_only_numbers_are_kept() -> None:
+    def held(value: object) -> int:
+        if isinstance(value, torch.Tensor | np.ndarray):
+            return int(value.nbytes)
+        if isinstance(value, dict):
+            return sum(map(held, value.values()))
+        if isinstance(value, list | tuple):
+            return sum(map(held, value))
+        return held(vars(value)) if isinstance(value, Measured) else 0
+
+    meter = Meter([BenchPrompt("one"), BenchPrompt("two")], keep=(5,))
+    sizes = []
+    for part in video(33 * 6, height=16, width=24).split(33, dim=1):
+        meter.add(part)
+        sizes.append(held(vars(meter)))
+    growth = {later - earlier for earlier, later in pairwise(sizes)}
+    # Two videos, 33 frames, four bytes for each series.
+    assert growth == {2 * 33 * 4 * len(SERIES)}
 
 
 def test_frames_that_are_asked_for_are_kept_and_no_others() -> None:
