@@ -58,6 +58,9 @@ def simulate(
         # The state before the last step of its stage, or the stage's end, from which the loop
         # enters the next one.
         last = state.step + 1 >= exits[state.stage]
+        if learns and last:
+            # Autocast remembers casts of weights; those made without gradients have none to give.
+            torch.clear_autocast_cache()
         with torch.set_grad_enabled(learns and last):
             state = next(loop)
     return state.x

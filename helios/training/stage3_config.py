@@ -66,8 +66,9 @@ class Stage3Config(FlowConfig):
             raise ValueError("sections must be at least 2: later ones have a past")
         if self.text_learns or self.caption_dropout:
             raise ValueError("text_learns must be false and caption_dropout 0 in stage 3")
-        if self.offload and self.adapter is None:
-            raise ValueError("offload needs stage.adapter: without it the student is not frozen")
+        if self.offload and (self.adapter is None or not self.recompute):
+            # In full the student is not frozen; and a graph would hold on to the weights.
+            raise ValueError("offload needs stage.adapter and stage.recompute=true")
         CFG(self.guidance)
         plan = self.generation.plan
         if not isinstance(plan, Pyramid) or plan.solver != "renoise":

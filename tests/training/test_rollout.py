@@ -72,6 +72,16 @@ def test_the_gradient_crosses_into_a_stage_that_is_left_at_once(exits, reached):
     assert {k for k in range(3) if student.weights.grad[k] != 0} == reached
 
 
+def test_weights_get_their_gradient_under_autocast():
+    """Steps without gradients come first and cast the same weights."""
+    layer = torch.nn.Conv3d(2, 2, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = simulate(lambda x, _: layer(x), PLAN, NOISE, SCHEDULE, seeded(1), exits=(2, 2, 2))
+    made.float().square().mean().backward()
+    for parameter in layer.parameters():
+        assert float(parameter.grad.abs().sum()) > 0
+
+
 def test_exits_are_uniform_and_independent():
     generator, n = seeded(3), 6000
     plan = Pyramid(steps=(1, 2, 2), solver="renoise", amplify=True)
