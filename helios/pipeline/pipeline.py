@@ -9,40 +9,32 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from helios.conditioning import (
-    TextEncoder,
-    check_prompt,
-    clean_prompt,
-    fit,
-    image_start,
-    video_start,
-)
+from helios.conditioning import TextEncoder, check_prompt, fit, image_start, video_start
 from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, steps
-from helios.errors import InputError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
 from helios.pipeline.adapters import LoraLoading
-from helios.pipeline.delivery import Clock, Delivery, Outlet
+from helios.pipeline.coming import Coming, FirstFrame
+from helios.pipeline.delivery import Clock, Outlet
 from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.extend import extend
 from helios.pipeline.memory import available_memory
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
 from helios.pipeline.session import KEPT_CHUNKS, Session, StreamState, resume
 from helios.pipeline.start import read_start, stretch
+from helios.pipeline.texts import Texts, warn_about
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from helios.codec import Codec
-    from helios.conditioning import PromptTrack
     from helios.history import HistoryWindow
     from helios.model import HeliosTransformer
 
@@ -300,7 +292,7 @@ class Pipeline(LoraLoading):
                     f"{name} has {value.shape[-1]} columns, this checkpoint reads {width}"
                 )
         for text in () if resolved.track is None else resolved.track.prompts:
-            _warn_about(text, self.text_encoder)
+            warn_about(text, self.text_encoder)
         if request.generator is not None and request.generator.device.type != self.device.type:
             raise ValueError(
                 f"generator is on {request.generator.device}, the pipeline on {self.device}: "
@@ -320,7 +312,7 @@ class Pipeline(LoraLoading):
 
     def check_words(self, text: str) -> None:
         """Warn about what of ``text`` this model cannot read."""
-        _warn_about(check_prompt(text), self.text_encoder)
+        warn_about(check_prompt(text), self.text_encoder)
 
     def _check_embeds(self, request: Request, resolved: Resolved) -> None:
         if request.prompt is not None:
@@ -348,7 +340,7 @@ class Pipeline(LoraLoading):
         generator, state = self._opening(request, resolved, seed, media)
         texts = self.texts(request, resolved)
         ahead = self.runs_ahead
-        waiting: _Coming | None = None
+        waiting: Coming | None = None
         with Outlet(self.codec, beside=ahead) as outlet:
             while resolved.chunks is None or state.index < resolved.chunks:
                 alone = first_frame if state.index == 0 else None
@@ -422,7 +414,7 @@ class Pipeline(LoraLoading):
         outlet: Outlet,
         *,
         first: bool = False,
-    ) -> tuple[_Coming, StreamState]:
+    ) -> tuple[Coming, StreamState]:
         """Sample one chunk and send it; on CUDA this returns before the device is done."""
         index, track, history, drift = state.index, state.track, state.history, state.drift
         clock = Clock(self.device)
@@ -448,7 +440,7 @@ class Pipeline(LoraLoading):
             track=track,
             drift=drift,
         )
-        return _Coming(index, prompt, clock, delivery, measured), after
+        return Coming(index, prompt, clock, delivery, measured), after
 
     @torch.no_grad()
     def _start(
@@ -500,110 +492,6 @@ class Pipeline(LoraLoading):
         """The transformer over one text ``[1, L, D]`` and one window, for a chunk of its own."""
         self.engine.begin()
         return self.engine.bind(text, window)
-
-
-FirstFrame: TypeAlias = "Callable[[NDArray[np.uint8]], object]"
-
-
-@dataclass(frozen=True)
-class _Coming:
-    """A chunk that was sampled, or on CUDA will have been, and is on its way to the host."""
-
-    index: int
-    prompt: str | None
-    clock: Clock
-    delivery: Delivery
-    measured: dict[str, float]
-
-    def chunk(self, callback: Callable[[Chunk], None] | None = None) -> Chunk:
-        """Wait for it.
-
-        Raises:
-            FloatingPointError: if the model gave values that are not finite.
-        """
-        frames, latents, decoded = self.delivery.wait()
-        if not bool(torch.isfinite(latents).all()):
-            raise FloatingPointError(
-                f"the model gave values that are not finite in chunk {self.index}; "
-                "try dtype=float32"
-            )
-        sampled = self.clock.wait()
-        times = {"sample": sampled, "decode": decoded, "total": sampled + decoded}
-        chunk = Chunk(
-            index=self.index,
-            frames=frames,
-            latents=latents,
-            prompt=self.prompt,
-            timings=times | self.measured,
-        )
-        if callback is not None:
-            callback(chunk)
-        return chunk
-
-
-class Texts:
-    """The embeddings in force at each chunk, each text encoded once while it is needed."""
-
-    def __init__(self, pipeline: Pipeline, request: Request, resolved: Resolved) -> None:
-        self._pipeline = pipeline
-        self._given = None if request.prompt_embeds is None else self._place(request.prompt_embeds)
-        self._known: dict[str, Tensor] = {}
-        self.negative: Tensor | None = None
-        """What guidance moves away from, ``[1, L, D]``; none if guidance is off."""
-        if resolved.guidance is not None:
-            given = request.negative_prompt_embeds
-            self.negative = (
-                self._encode(resolved.negative_prompt) if given is None else self._place(given)
-            )
-
-    def at(self, chunk: int, track: PromptTrack | None) -> Tensor:
-        """What ``chunk`` shows, ``[1, L, D]``, between prompts in a transition."""
-        if track is None:
-            if self._given is None:
-                raise InputError("give either a prompt or prompt_embeds")
-            return self._given
-        blend = track.blend(chunk)
-        self._known = {
-            text: self._known[text] if text in self._known else self._encode(text)
-            for text in blend.prompts
-        }
-        shown = self._known[blend.parts[0][0]]
-        for text, weight in blend.parts[1:]:
-            shown = torch.lerp(shown, self._known[text], weight)
-        return shown
-
-    @torch.no_grad()
-    def _encode(self, text: str) -> Tensor:
-        if self._pipeline.text_encoder is None:
-            raise ValueError("this checkpoint has no text encoder")
-        return self._place(self._pipeline.text_encoder.encode([text]))
-
-    def _place(self, embeds: Tensor) -> Tensor:
-        shape = (1, *embeds.shape[-2:])
-        return embeds.reshape(shape).to(self._pipeline.device, self._pipeline.dtype)
-
-
-def _warn_about(text: str, encoder: TextEncoder | None) -> None:
-    """Say what of ``text`` the encoder cannot read: it must not be dropped in silence."""
-    if encoder is None:
-        return
-    tokenizer = encoder.tokenizer
-    clean = clean_prompt(text)
-    tokens = tokenizer(clean, return_offsets_mapping=True, verbose=False)
-    if len(tokens.input_ids) > encoder.max_length:
-        warnings.warn(
-            f"the prompt has {len(tokens.input_ids)} tokens; this model reads the first "
-            f"{encoder.max_length}",
-            stacklevel=4,
-        )
-    unknown = [
-        clean[start:end]
-        for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True)
-        if token == tokenizer.unk_token_id and end > start
-    ]
-    if unknown:
-        words = ", ".join(dict.fromkeys(unknown))
-        warnings.warn(f"this model does not know the words: {words}", stacklevel=4)
 
 
 def _check_single(request: Request) -> None:
