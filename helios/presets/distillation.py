@@ -122,7 +122,7 @@ def stage3() -> RunConfig:
             validation_clips=16,
             sample_clips=1,
         ),
-        trainer=_trainer(seed=49, steps=2250, ema=0.99),
+        trainer=replace(_trainer(seed=49, steps=2250, ema=0.99), moments_on_host=True),
     )
 
 

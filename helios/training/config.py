@@ -24,6 +24,8 @@ class TrainingConfig:
         precision: "bf16" computes under autocast; parameters and optimizer stay float32.
         compile: compile what is worth it, on CUDA; elsewhere nothing is compiled.
         optimizer: AdamW, its learning rate and clipping.
+        moments_on_host: keep the optimizer's moments in host memory between steps: slower, and
+            two numbers per learnt parameter less on the device.
         ema_decay: highest decay of the averaged parameters, which are the result.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; 0: only at the end.
@@ -39,6 +41,7 @@ class TrainingConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = True
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    moments_on_host: bool = False
     ema_decay: float = 0.999
     log_every: int = 50
     checkpoint_every: int = 500
@@ -68,6 +71,7 @@ FREE_TO_CHANGE = frozenset(
         "trainer.max_seconds",
         "trainer.compile",
         "trainer.log_every",
+        "trainer.moments_on_host",
         "trainer.checkpoint_every",
         "trainer.keep_checkpoints",
         "trainer.final_checkpoint",

@@ -35,9 +35,12 @@ class Learner:
         player: what learns, on the device of ``world``.
         ema_decay: highest decay of the average.
         world: this rank among its peers.
+        parked: keep the optimizer's moments in host memory between steps.
     """
 
-    def __init__(self, player: Player, ema_decay: float, world: World) -> None:
+    def __init__(
+        self, player: Player, ema_decay: float, world: World, *, parked: bool = False
+    ) -> None:
         self.config = player.optimizer
         self.objective: nn.Module = Objective(player)
         if world.size > 1:
@@ -49,6 +52,8 @@ class Learner:
         self.ema = Ema(player.module, ema_decay) if player.averaged else None
         self.updates = 0
         self.rate = 0.0
+        self._parked = parked
+        self._host: dict[tuple[Tensor, str], Tensor] = {}
 
     def clip(self) -> Tensor:
         """Shorten the gradient to its largest norm; the norm it had."""
@@ -62,11 +67,31 @@ class Learner:
         # With this set the fused optimizer leaves everything as it is where the flag is 1, on the
         # device and without the host.
         self.optimizer.found_inf = broken  # type: ignore[attr-defined]
+        if self._parked:
+            self._fetch()
         self.optimizer.step()
+        if self._parked:
+            self._park()
         if self.ema is not None:
             self.ema.update(self.updates, 1.0 - broken)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
+
+    def _fetch(self) -> None:
+        """Bring the moments to their parameters."""
+        for parameter, state in self.optimizer.state.items():
+            for part, value in state.items():
+                state[part] = value.to(parameter.device, non_blocking=True)
+
+    def _park(self) -> None:
+        """Take the moments to host memory, each to its own place there."""
+        for parameter, state in self.optimizer.state.items():
+            pinned = parameter.device.type == "cuda"
+            for part, value in state.items():
+                key = (parameter, part)
+                if key not in self._host:
+                    self._host[key] = torch.empty_like(value, device="cpu", pin_memory=pinned)
+                state[part] = self._host[key].copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is learnt, by name."""

@@ -32,6 +32,8 @@ class Stage3Memory:
         teacher: frozen weights of teacher and critic, which are one network.
         learning: adapters and heads.
         moments: the optimizers' two averages of each of them.
+        parked: those of student and critic, if they wait in host memory until their optimizer
+            steps.
         average: of the student's adapter.
         student_turn: gradients and activations while the student learns.
         critic_turn: likewise for the critic.
@@ -42,6 +44,7 @@ class Stage3Memory:
     teacher: int
     learning: int
     moments: int
+    parked: tuple[int, int] | None
     average: int
     student_turn: int
     critic_turn: int
@@ -50,17 +53,24 @@ class Stage3Memory:
     @property
     def total(self) -> int:
         """The larger of both turns."""
-        always = self.learning + self.moments + self.average
-        if not self.offload:
-            work = max(self.student_turn, self.critic_turn)
-            return always + self.student + self.teacher + work
-        # The student's graph waits while the teacher is asked, and its weights come back after it.
-        largest = max(self.student, self.teacher)
-        return always + max(largest + self.student_turn, self.teacher + self.critic_turn)
+        always = self.learning + self.average
+        turns = [self.student_turn, self.critic_turn]
+        if self.parked is None:
+            always += self.moments
+        else:
+            # While an optimizer steps there are no activations, but gradients and its moments.
+            turns += [moments + moments // 2 for moments in self.parked]
+        # When one base leaves for the other, the student's graph waits for its own to come back.
+        both = self.student + self.teacher
+        return always + max(turns) + (max(self.student, self.teacher) if self.offload else both)
 
 
-def stage3_memory(config: Stage3Config) -> Stage3Memory:
+def stage3_memory(config: Stage3Config, *, moments_on_host: bool = False) -> Stage3Memory:
     """The forecast for ``config`` with adapters and blocks that are computed again.
+
+    Args:
+        config: what is trained.
+        moments_on_host: as the trainer's setting.
 
     Raises:
         ValueError: if the student learns in full, or activations are kept: then memory is not what
@@ -86,6 +96,7 @@ def stage3_memory(config: Stage3Config) -> Stage3Memory:
         teacher=base,
         learning=student + critic + heads,
         moments=2 * (student + critic + heads),
+        parked=(2 * student, 2 * (critic + heads)) if moments_on_host else None,
         average=student,
         student_turn=student + batch * _kept(config.transformer, rollout, whole),
         # Both terms of the critic are one graph.

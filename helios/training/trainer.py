@@ -62,7 +62,7 @@ class Trainer:
         self.step = 0
         self._description = to_json(config)
         self._learners = {
-            name: Learner(player, self.config.ema_decay, world)
+            name: Learner(player, self.config.ema_decay, world, parked=self.config.moments_on_host)
             for name, player in self._players().items()
         }
         # The step whose loss or gradient was the first not to be finite, plus one; 0 if none. It

@@ -88,3 +88,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert checkpoint.verify(middle)["info"]["updates"] == {"student": 2, "critic": 4}
     again = trained(tmp_path / "b", resume=middle, steps=8, checkpoint_every=4)
     assert same(weights_of(whole), weights_of(again))
+
+
+def test_moments_that_wait_on_the_host_change_nothing(tmp_path):
+    near = trained(tmp_path / "a", steps=6, checkpoint_every=3)
+    away = trained(tmp_path / "b", steps=6, moments_on_host=True)
+    assert same(weights_of(near), weights_of(away))
+    middle = tmp_path / "a/checkpoints/step-00000003"
+    resumed = trained(tmp_path / "c", resume=middle, steps=6, moments_on_host=True)
+    assert same(weights_of(near), weights_of(resumed))
+    state = away._learners["critic"].optimizer.state[away.stage.critic.weight]
+    held = away._learners["critic"]._host.values()
+    assert all(any(value is one for one in held) for value in state.values())

@@ -36,6 +36,17 @@ def test_offloading_takes_one_base_away(full):
     assert plain.total < 80 * GB < memory.total < both.total < 141 * GB
 
 
+def test_four_models_fit_in_80_gb_without_sharding(full):
+    """Student, teacher, critic and average, with heads: the preset as it is."""
+    preset = training_preset("stage3")
+    assert preset.trainer.moments_on_host
+    memory = stage3_memory(preset.stage, moments_on_host=True)
+    assert memory.total < 80 * GB
+    assert memory.total == full[1].total - memory.moments + max(
+        0, max(memory.parked) * 3 // 2 - memory.critic_turn
+    )
+
+
 def test_other_ways_to_learn_are_not_forecast(full):
     config, _ = full
     with pytest.raises(ValueError, match="recompute"):
