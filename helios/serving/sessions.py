@@ -423,6 +423,8 @@ class Sessions:
         if self.live.pop(session.id, None) is None:
             return
         parked = self._parking[session.id] = asyncio.Event()
+        # No further chunk: each state would have to wait for one.
+        session.stream.tell("until", chunk=-1)
         try:
             with suppress(ApiError):
                 if session.over is None or session.last_chunk is None:
