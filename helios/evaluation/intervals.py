@@ -43,9 +43,9 @@ class Estimate:
     def to_json(self) -> dict[str, float | int | None]:
         """Plain values; what is not a number is ``None``."""
         return {
-            "value": plain(self.value),
-            "low": plain(self.low),
-            "high": plain(self.high),
+            "value": plain(self.value, 5),
+            "low": plain(self.low, 5),
+            "high": plain(self.high, 5),
             "n": self.count,
         }
 

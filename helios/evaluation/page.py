@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,7 +16,7 @@ from helios.evaluation.charts import STYLE, Band, Dot, dot_chart, line_chart
 from helios.evaluation.suites import Evaluation
 from helios.evaluation.tables import Table, markdown, tables
 from helios.geometry import CHUNK_FRAMES, FPS
-from helios.storage import atomic_path, write_json
+from helios.storage import atomic_path
 
 __all__ = ["html", "plots", "write_plots", "write_report"]
 
@@ -86,8 +87,9 @@ dd{margin-bottom:8px}th,td{padding:6px 10px}}
 def write_report(evaluation: Evaluation, folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", dict(evaluation.values))
     for name, text in (
+        # Line by line, the curves alone would be hundreds of pages.
+        ("report.json", json.dumps(evaluation.values, separators=(",", ":"), allow_nan=False)),
         ("report.md", markdown(evaluation.values)),
         ("report.html", html(evaluation)),
     ):

@@ -193,7 +193,7 @@ def _banded(rows: Sequence[Values], size: int) -> dict[str, Any]:
     """Mean and band of means over ``size`` chunks each; a rest that fills none is left out."""
     binned = [row[: len(row) // size * size].reshape(-1, size).mean(axis=1) for row in rows]
     values = {
-        key: [plain(float(value), 5) for value in values]
+        key: [plain(float(value), 4) for value in values]
         for key, values in zip(("mean", "low", "high"), curve(binned), strict=True)
     }
     return values | {"chunks per point": size}
