@@ -32,7 +32,15 @@ WAIT_MS = 40_000
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with studio.server(tmp_path_factory.mktemp("studio")) as running:
+    """One place, so that a second visitor has to wait; one adapter to choose."""
+    from helios.model import LoraConfig, new_adapter, save_adapter
+    from helios.pipeline import load
+
+    folder = tmp_path_factory.mktemp("studio")
+    adapter = new_adapter(load("tiny").transformer, LoraConfig(rank=2))
+    save_adapter(adapter, folder / "pastel.safetensors")
+    options = ["--lora", f"pastel={folder / 'pastel.safetensors'}", "--limit", "live=1"]
+    with studio.server(folder, options) as running:
         yield running
 
 
@@ -318,7 +326,7 @@ def test_an_image_to_start_from_and_the_library(page: Studio, tmp_path: Path) ->
     last = tab.evaluate("JSON.parse(localStorage['helios.last'])")
     settings = studio.fetch(f"{page.address}/v1/sessions/{last}")["settings"]
     assert settings["image"].startswith("file_")
-    assert settings["motion"] == 0.5
+    assert settings["image_noise"] == [0.111, 0.135]  # in the middle of the slider
 
     tab.click("#go-library")
     tab.wait_for_selector(".card")
@@ -339,6 +347,34 @@ def test_an_image_to_start_from_and_the_library(page: Studio, tmp_path: Path) ->
     tab.locator(".card [aria-label=Delete]").first.click()
     tab.click("#ask-yes")
     tab.wait_for_selector("#nothing:not([hidden])")
+
+
+def test_a_second_visitor_is_told_the_place_and_adapters_change_live(
+    page: Studio, browser: Browser
+) -> None:
+    tab = page.open().page
+    tab.click("#lora-pastel")
+    page.write(RED)
+    page.until("document.querySelectorAll('#health dd')[1].textContent !== '–'")
+    context = browser.new_context()
+    second = Studio(context.new_page(), page.address).open(length="5")
+    second.write(BLUE)
+    second.until("document.getElementById('curtain-text').textContent.startsWith('You are next')")
+    assert second.page.inner_text("#h-place dd") == "1"
+
+    page.wait_chunks(1)
+    mine = f"{page.address}/v1/sessions/{tab.evaluate('JSON.parse(localStorage[`helios.last`])')}"
+    assert studio.fetch(mine)["loras"] == [{"name": "pastel", "scale": 1.0}]
+    tab.click("#lora-pastel")
+    deadline = time.monotonic() + 20
+    while studio.fetch(mine)["loras"]:
+        assert time.monotonic() < deadline
+        tab.wait_for_timeout(100)
+    # The first visitor leaves, the second one's turn has come.
+    tab.goto(f"{page.address}/static/icon.svg")
+    second.until("document.body.dataset.phase === 'making'")
+    assert second.said == []
+    context.close()
 
 
 # --------------------------------------------------------------------- looks, sizes, one by one

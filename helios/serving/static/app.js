@@ -383,6 +383,8 @@ async function begin() {
   }
 }
 
+addEventListener("pagehide", () => director.sleep());
+addEventListener("pageshow", (event) => { if (event.persisted) director.wake(); });
 setInterval(idle, 5000);
 if (!narrow.matches) $("prompt").focus({ preventScroll: true });
 showPhase();

@@ -138,6 +138,11 @@ export class Director extends EventTarget {
     return this.resume(take.id, { have: here === have ? have : 0, hold: take.done !== null });
   }
 
+  /** The page goes away, perhaps to come back: the place on the server is free for others. */
+  sleep() { this.#connection.close(); }
+
+  wake() { if (this.busy) this.#again(); }
+
   /** Leave what is on the stage; it stays in the library. */
   leave() {
     this.#connection.close();
@@ -228,19 +233,18 @@ export class Director extends EventTarget {
         this.#tell("problem", { message: "The server is going down; this session is kept and can be taken up again.", code: "draining" });
         break;
       case "error": this.#error(message); break;
-      default: break;
     }
   }
 
   #queued(message) {
-    this.#remember(message.session);
+    memory.set("last", message.session);
     if (this.place !== message.place) announce(`In line, place ${message.place} of ${message.waiting}`);
     this.place = message.place;
     this.#to("queued");
   }
 
   #created(message) {
-    this.#remember(message.session);
+    memory.set("last", message.session);
     this.#chunkFrames = message.chunk_frames ?? this.#chunkFrames;
     const take = this.#story.created(message, message.settings?.prompt ?? this.#asked?.prompt);
     this.#asked = null;
@@ -254,7 +258,7 @@ export class Director extends EventTarget {
   #branched(message) {
     const take = this.#story.branch(message, this.#asked?.prompt ?? null);
     this.#asked = this.#branching = null;
-    this.#remember(message.session);
+    memory.set("last", message.session);
     this.#player.play();
     this.#to("making");
     this.#tell("settings", { take, warnings: [] });
@@ -370,8 +374,6 @@ export class Director extends EventTarget {
   }
 
   // ---------------------------------------------------------------------------- connection
-
-  #remember(id) { memory.set("last", id); }
 
   #state(detail) {
     if (detail.state === "open") {
