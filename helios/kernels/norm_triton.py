@@ -1,8 +1,9 @@
 """Residual addition, norm, modulation and e4m3 in one pass over the tokens, in Triton.
 
-One program takes a few neighbouring tokens of one part of the sequence (history or noisy), so that
-the vectors of that part are read once for all of them; a token's row stays in registers from the
-first read to the last write. What is read and written is what the operation must read and write.
+One program takes one or two neighbouring tokens of one part of the sequence (history or noisy). A
+token's row stays in registers from the first read to the last write, so device memory is read and
+written once; the vectors of the part come from the cache for every token, which leaves registers
+for four programs on a multiprocessor where keeping the vectors would leave them for one or two.
 """
 # Kernels are compiled by Triton, which has no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -92,17 +93,8 @@ def norm_kernel(
 
     column = tl.arange(0, BLOCK)
     inside = column < width
-    if ADD == 2:
-        gate = tl.load(
-            gate_ptr + sample * gate_batch + part * gate_part + column, mask=inside, other=0.0
-        )
-    if AFTER != 0:
-        table = sample * table_batch + part * table_part + column
-        first = tl.load(first_ptr + table, mask=inside, other=0.0).to(tl.float32)
-        if AFTER == 2:
-            first += 1.0
-        if OFFSET:
-            second = tl.load(second_ptr + table, mask=inside, other=0.0).to(tl.float32)
+    gate_at = gate_ptr + sample * gate_batch + part * gate_part + column
+    table_at = sample * table_batch + part * table_part + column
 
     for index in range(end - begin):
         row = begin.to(tl.int64) + index
@@ -113,7 +105,7 @@ def norm_kernel(
             place = sample * update_batch + (row - update_from) * update_row + column
             update = tl.load(update_ptr + place, mask=there, other=0.0).to(tl.float32)
             if ADD == 2:
-                update *= gate
+                update *= tl.load(gate_at, mask=inside, other=0.0, eviction_policy="evict_last")
             rounded = (wide + update).to(x.dtype)
             place = (sample * length + row) * width + column
             tl.store(total_ptr + place, rounded, mask=inside & (row >= total_from))
@@ -124,9 +116,16 @@ def norm_kernel(
                 wide = tl.where(inside, wide - mean, 0.0)
             normal = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
             if AFTER != 0:
+                first = tl.load(
+                    first_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
+                ).to(tl.float32)
+                if AFTER == 2:
+                    first += 1.0
                 normal = normal * first
                 if OFFSET:
-                    normal += second
+                    normal += tl.load(
+                        second_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
+                    ).to(tl.float32)
             out_row = sample * (length - norm_from) + row - norm_from
             if QUANTISE:
                 largest = tl.maximum(tl.max(tl.abs(normal), axis=0), 1e-12)
@@ -143,7 +142,7 @@ def warps_for(block: int) -> int:
 
 def tokens_for(length: int) -> int:
     """Tokens of one program: as many as leave work for every multiprocessor."""
-    return 4 if length >= 8192 else 2
+    return 2 if length >= 8192 else 1
 
 
 def _launch(

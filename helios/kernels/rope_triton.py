@@ -51,7 +51,6 @@ def norm_rope_kernel(
     channel = tl.arange(0, CHANNELS)
     inside = (head < heads)[:, None] & (channel < channels)[None, :]
     place = head[:, None] * channels + channel[None, :]
-    weight = tl.load(weight_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if QUANTISE:
         factor = tl.load(factor_ptr + head, mask=head < heads, other=0.0)
     pair = tl.arange(0, CHANNELS // 2)
@@ -61,7 +60,8 @@ def norm_rope_kernel(
         x = tl.load(x_ptr + sample * x_batch + row * x_row + place, mask=inside, other=0.0)
         wide = x.to(tl.float32)
         square = tl.sum(tl.sum(wide * wide, axis=1), axis=0)
-        normal = wide * tl.rsqrt(square / width + eps) * weight
+        weight = tl.load(weight_ptr + place, mask=inside, other=0.0, eviction_policy="evict_last")
+        normal = wide * tl.rsqrt(square / width + eps) * weight.to(tl.float32)
         # The published network rounds between norm and rotation.
         normal = normal.to(x.dtype).to(tl.float32)
         angle = sample * angle_batch + row * half + pair
