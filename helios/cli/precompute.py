@@ -17,10 +17,15 @@ precompute = typer.Typer(
 
 @precompute.command()
 def latents(
-    clips: Annotated[
-        Path, typer.Argument(help='JSON Lines: {"video": PATH, "caption": TEXT, "start": 0}.')
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    clips: Annotated[
+        Path | None,
+        typer.Argument(
+            help='JSON Lines: {"video": PATH, "caption": TEXT, "start": 0}; scenes if not given.'
+        ),
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes, without clips.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of scenes and their captions.")] = 0,
     model: Annotated[
         str, typer.Option(help="Whose autoencoder and text encoder: tiny, a folder, or a hub id.")
     ] = "tiny",
@@ -37,13 +42,13 @@ def latents(
     from helios.cli.generate import parse_size
     from helios.codec import load_codec
     from helios.conditioning import load_text_encoder
-    from helios.data import ClipConfig, read_clips, write_latents
+    from helios.data import ClipConfig, read_clips, write_latents, write_scene_latents
     from helios.distributed import join
     from helios.pipeline import inspect_model, pick_dtype
 
     width, height = parse_size(size)
     config = ClipConfig(height=height, width=width, sections=sections, shard=shard)
-    found = read_clips(clips)
+    found = None if clips is None else read_clips(clips)
     folder = inspect_model(model)
     if not folder.has_text_encoder:
         raise ValueError(f"--model {model} has no text encoder, so captions cannot be encoded")
@@ -53,7 +58,10 @@ def latents(
             folder.folder / "vae", device=world.device, dtype=precision, encoder_dtype=precision
         )
         text = load_text_encoder(folder.folder, device=world.device, dtype=precision)
-        write_latents(codec, text, found, config, out, world, _say)
+        if found is None:
+            write_scene_latents(codec, text, scenes, config, out, world, _say, seed=seed)
+        else:
+            write_latents(codec, text, found, config, out, world, _say)
 
 
 @precompute.command()

@@ -8,6 +8,7 @@ from helios.data.precompute import (
     ClipConfig,
     read_clips,
     write_latents,
+    write_scene_latents,
     write_shards,
 )
 from helios.data.stream import (
@@ -46,6 +47,7 @@ __all__ = [
     "record_section",
     "to_frames",
     "write_latents",
+    "write_scene_latents",
     "write_shards",
     "write_trajectories",
 ]

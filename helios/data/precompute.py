@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from helios.conditioning import clean_prompt, fit
 from helios.data.latents import ShardWriter
+from helios.data.scenes import caption, sample_scenes
+from helios.data.stream import RingConfig, encode_scenes
 from helios.errors import DataError, InputError
 from helios.geometry import CHUNK_FRAMES, check_size
 from helios.media import read_video
@@ -27,7 +30,15 @@ if TYPE_CHECKING:
     from helios.conditioning import TextEncoder
     from helios.distributed import World
 
-__all__ = ["LATENTS", "Clip", "ClipConfig", "read_clips", "write_latents", "write_shards"]
+__all__ = [
+    "LATENTS",
+    "Clip",
+    "ClipConfig",
+    "read_clips",
+    "write_latents",
+    "write_scene_latents",
+    "write_shards",
+]
 
 LATENTS = "latents"
 """Kind of a folder of encoded clips."""
@@ -156,11 +167,59 @@ def write_latents(
                 f"none of the clips {first + 1} to {first + count} has {config.frames} frames; "
                 "give longer ones, or lower --sections"
             )
-        embeddings = text.encode(kept).to("cpu", STORED)
-        tensors = {"latents": torch.cat(latents), "text": embeddings}
-        return tensors, {"captions": json.dumps(kept)}
+        return _shard(torch.cat(latents), text, kept)
 
     write_shards(ShardWriter(out, settings), len(clips), config.shard, make, world, say)
+
+
+@torch.no_grad()
+def write_scene_latents(
+    codec: Codec,
+    text: TextEncoder,
+    count: int,
+    config: ClipConfig,
+    out: Path,
+    world: World,
+    say: Callable[[str], None],
+    *,
+    seed: int = 0,
+) -> None:
+    """The same shards from procedural scenes that training may show; see `write_latents`.
+
+    Args:
+        codec: encodes, on the device of ``world``.
+        text: encodes the captions.
+        count: how many scenes.
+        config: size and sections.
+        out: folder of shards.
+        world: this rank; ranks share the shards.
+        say: called with a line for every shard.
+        seed: of scenes and captions.
+
+    Raises:
+        DataError: if ``out`` holds something else.
+    """
+    settings = {"kind": LATENTS, "scenes": count, "seed": seed, **asdict(config)}
+    size = RingConfig(height=config.height, width=config.width)
+
+    def make(first: int, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        scenes = sample_scenes(number, seed, start=first)
+        captions = [
+            caption(scene, random.Random(f"helios scene latents {seed} {first + index}"))
+            for index, scene in enumerate(scenes)
+        ]
+        latents = encode_scenes(scenes, codec, config.sections, size)
+        return _shard(latents.to("cpu", STORED), text, captions)
+
+    write_shards(ShardWriter(out, settings), count, config.shard, make, world, say)
+
+
+def _shard(
+    latents: Tensor, text: TextEncoder, captions: list[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of one file."""
+    embeddings = text.encode(captions).to("cpu", STORED)
+    return {"latents": latents, "text": embeddings}, {"captions": json.dumps(captions)}
 
 
 def _encode(codec: Codec, clip: Clip, config: ClipConfig) -> Tensor | None:

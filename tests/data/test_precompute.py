@@ -1,11 +1,19 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from helios.conditioning import fit
-from helios.data import LATENTS, ClipConfig, ShardReader, read_clips, write_latents
+from helios.data import (
+    LATENTS,
+    ClipConfig,
+    ShardReader,
+    read_clips,
+    write_latents,
+    write_scene_latents,
+)
 from helios.distributed import World
 from helios.errors import DataError, InputError
 from helios.media import VideoWriter, read_video
@@ -77,3 +85,22 @@ def test_a_wrong_line_is_named(tmp_path, line):
     path.write_text("\n")
     with pytest.raises(InputError, match="no clips"):
         read_clips(path)
+
+
+def test_scenes_are_encoded_as_clips_are(tmp_path, pipeline):
+    parts = (pipeline.codec, pipeline.text_encoder)
+    world = World(device=CPU)
+    for name, shard in (("a", 2), ("b", 3)):
+        config = replace(CONFIG, sections=1, shard=shard)
+        write_scene_latents(*parts, 3, config, tmp_path / name, world, lambda _: None, seed=4)
+    batches = []
+    for name in ("a", "b"):
+        reader = ShardReader(tmp_path / name, LATENTS, batch=3, device=CPU)
+        reader.prepare()
+        batch = reader.batch()
+        assert batch["latents"].shape == (3, 16, 9, 4, 6)
+        assert batch["text"].shape[0] == 3
+        order = batch["latents"][:, 0, 0, 0, 0].argsort()
+        batches.append([batch[key][order].float() for key in ("latents", "text")])
+    for one, other in zip(*batches, strict=True):
+        torch.testing.assert_close(one, other, atol=4e-3, rtol=4e-3)
