@@ -53,19 +53,11 @@ def root(
         typer.echo(context.get_help())
 
 
-app.command()(generate)
-app.command()(evaluate)
-app.command()(train)
-app.command()(doctor)
-app.command()(pull)
-app.command()(plan)
-app.command()(export)
-app.command()(bench)
-app.command()(live)
-app.command()(serve)
-app.command()(studio)
-app.add_typer(checkpoint, name="checkpoint")
+# The order of `helios --help`: making videos, looking after models, measuring, training.
+for command in (generate, live, studio, serve, pull, plan, export, doctor, bench, evaluate, train):
+    app.command()(command)
 app.add_typer(precompute, name="precompute")
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def main() -> None:
