@@ -6,7 +6,7 @@ PIP    := .venv/bin/python -m pip --disable-pip-version-check
 # One thread per test process: with two, threads of neighbouring processes spin on each other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo check test test-slow test-gpu bench clean
+.PHONY: setup demo check test test-slow test-gpu bench bench-engines bench-memory soak clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -50,6 +50,12 @@ test-gpu: .venv/.dev ## tests that need a CUDA device
 
 bench: .venv/.core ## 300 chunks streamed with the bundled model: memory and time per chunk
 	.venv/bin/python benchmarks/bench_stream.py
+
+bench-engines: .venv/.dev ## frames a second of the bundled model, against diffusers on the same weights
+	.venv/bin/helios bench tiny --against diffusers --out runs/bench
+
+bench-memory: .venv/.dev ## 500 chunks: memory and time per chunk, against diffusers on the same weights
+	.venv/bin/python benchmarks/bench_memory.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
