@@ -324,7 +324,8 @@ class Soak:
                     await socket.send(json.dumps(prompt))
             wall = time.monotonic() - began
         await self.settled(30)
-        early = self.chunks // 5 // 50
+        # Until then the borders that a session can go back to fill up.
+        early = min(500, self.chunks // 2) // 50
         grown = (max(memory[early:]) - memory[early]) / MIB if len(memory) > early else 0.0
         middle = statistics.median(made[self.chunks // 5 : self.chunks // 2])
         end = statistics.median(made[-self.chunks // 4 :])

@@ -55,6 +55,10 @@ def serve(
     insecure_no_auth: Annotated[
         bool, typer.Option(help="Listen on a public address without a key.")
     ] = False,
+    ray: Annotated[
+        int, typer.Option(help="Serve from so many nodes on Ray instead; needs the extra ray.")
+    ] = 0,
+    ray_gpus: Annotated[float, typer.Option(help="GPUs of each node on Ray.")] = 0.0,
     test_faults: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve videos: OpenAI's video API, live streams, and the studio page."""
@@ -72,7 +76,24 @@ def serve(
         insecure=insecure_no_auth,
         faults=test_faults,
     )
-    _run(config, open_browser=False)
+    if ray:
+        _run_on_ray(config, ray, ray_gpus)
+    else:
+        _run(config, open_browser=False)
+
+
+def _run_on_ray(config: ServeConfig, nodes: int, gpus: float) -> None:
+    from importlib.util import find_spec
+
+    from helios.serving.ray_app import serve_on_ray
+
+    if find_spec("ray") is None:
+        raise ValueError("--ray needs Ray: pip install 'helios-video[ray]'")
+    serve_on_ray(config, nodes=nodes, gpus=gpus, announce=_say_ready)
+
+
+def _say_ready(address: str) -> None:
+    print(f"helios is ready at {address}", file=sys.stderr, flush=True)
 
 
 def studio(
@@ -95,7 +116,7 @@ def _run(config: ServeConfig, *, open_browser: bool) -> None:
     from helios.serving import serve as run
 
     def announce(address: str) -> None:
-        print(f"helios is ready at {address}", file=sys.stderr, flush=True)
+        _say_ready(address)
         if open_browser:
             import webbrowser
 

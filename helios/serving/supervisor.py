@@ -27,6 +27,8 @@ from helios.serving.transport import ClosedError, Message, receive, send
 __all__ = ["BrokenModelError", "StreamHandle", "Supervisor", "WorkerProcess"]
 
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+ALLOCATOR = {"MALLOC_TOP_PAD_": str(64 << 20), "MALLOC_ARENA_MAX": "2"}
+"""States that stay between large blocks that come and go would otherwise split the heap."""
 MOST_CRASHES, CRASH_WINDOW = 5, 300.0
 
 
@@ -152,7 +154,7 @@ class WorkerProcess:
         other.set_inheritable(True)
         self._loss = "worker_crashed"
         try:
-            environment = dict(os.environ)
+            environment = ALLOCATOR | os.environ
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "helios.serving.worker", str(other.fileno()),
                 pass_fds=(other.fileno(),), stdin=asyncio.subprocess.DEVNULL, env=environment,

@@ -15,7 +15,7 @@ from helios.serving.bodies import Form, checked, form_values, read_form, read_js
 from helios.serving.documents import described
 from helios.serving.errors import ApiError
 from helios.serving.files import send_file
-from helios.serving.jobs import Job
+from helios.serving.job import Job
 from helios.serving.journal import Record
 from helios.serving.protocol import CreateVideo, ExtendVideo, InputReference, RemixVideo
 from helios.serving.service import Service
