@@ -370,9 +370,6 @@ def test_a_second_visitor_is_told_the_place_and_adapters_change_live(
     while studio.fetch(mine)["loras"]:
         assert time.monotonic() < deadline
         tab.wait_for_timeout(100)
-    # The first visitor leaves, the second one's turn has come.
-    tab.goto(f"{page.address}/static/icon.svg")
-    second.until("document.body.dataset.phase === 'making'")
     assert second.said == []
     context.close()
 
@@ -409,6 +406,32 @@ def test_phone_and_themes(page: Studio) -> None:
     assert tab.evaluate(ground) == lightest
     tab.reload()
     assert tab.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_a_server_with_keys_is_given_one_that_the_tab_alone_remembers(page: Studio) -> None:
+    tab, asked = page.page, []
+
+    def guard(route: Route) -> None:
+        key = route.request.headers.get("authorization")
+        asked.append(key)
+        if key == "Bearer right":
+            route.continue_()
+        else:
+            body = {"error": {"message": "a key is needed", "code": "invalid_api_key"}}
+            route.fulfill(status=401, json=body)
+
+    tab.route("**/v1/models", guard)
+    tab.goto(page.address)
+    for key in ("wrong", "right"):
+        tab.wait_for_selector("#key-dialog[open]")
+        tab.fill("#key", key)
+        tab.keyboard.press("Enter")
+        page.until(f"document.getElementById('key').value !== '{key}'")
+    tab.wait_for_selector(".example")
+    assert asked == [None, "Bearer wrong", "Bearer right"]
+    assert "right" not in tab.evaluate("JSON.stringify(localStorage) + document.cookie")
+    assert all("status of 401" in line for line in page.said)
+    page.said.clear()
 
 
 def test_names_for_everything(page: Studio) -> None:
