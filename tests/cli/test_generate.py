@@ -304,6 +304,8 @@ def test_interruption_keeps_a_playable_part(
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     monkeypatch.setattr(Progress, "show", show_then_stop)
+    # A run in the background of a shell has been told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     assert command(PROMPT, "-o", "v.mp4", "--num-frames", 330, "--steps", 1) == code
     line = last_line(capsys)
