@@ -27,6 +27,14 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 	@.venv/bin/python -c 'import torch, av, transformers, pytest, diffusers'
 	@touch $@ .venv/.core
 
+# The studio's tests drive a real browser.
+.venv/.browser: | .venv/.dev
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  echo "==> installing Chromium for the studio's tests"; \
+	  (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 \
+	  || { echo "error: install Chromium (Debian: apt-get install chromium), the studio's tests drive it"; exit 1; }; }
+	@touch $@
+
 setup: .venv/.dev ## create .venv with everything needed to develop
 
 demo: .venv/.core ## make demo.mp4 from PROMPT with the bundled model, on the CPU
@@ -39,7 +47,7 @@ check: .venv/.dev ## formatting, lint, types, import directions
 	@echo "==> mypy"; .venv/bin/mypy
 	@echo "==> import directions"; .venv/bin/lint-imports
 
-test: .venv/.dev ## the whole CPU test suite
+test: .venv/.dev .venv/.browser ## the whole CPU test suite
 	$(ONE_THREAD) .venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.dev ## minutes-long CPU tests
@@ -56,6 +64,9 @@ bench-engines: .venv/.dev ## frames a second of the bundled model, against diffu
 
 bench-memory: .venv/.dev ## 500 chunks: memory and time per chunk, against diffusers on the same weights
 	.venv/bin/python benchmarks/bench_memory.py
+
+soak: .venv/.dev ## load on a running server, in the short form: under half an hour
+	.venv/bin/python benchmarks/soak.py --seconds 60 --chunks 2619 --report docs/results/soak.json
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -269,7 +269,7 @@ def serve_on_ray(config: ServeConfig, *, nodes: int, gpus: float, announce: Any 
     Raises:
         ModuleNotFoundError: without the extra ``ray``.
     """
-    import ray  # type: ignore[import-not-found]
+    import ray
     from ray import serve
 
     options = ["--device", config.device, "--dtype", config.dtype]
