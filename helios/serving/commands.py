@@ -189,6 +189,10 @@ class Commands:
             if scale != wanted:
                 self._pipeline.set_lora_scale(name, wanted)
 
+    def _wears(self, loras: dict[str, float]) -> bool:
+        """Whether exactly these adapters are on the weights."""
+        return all(scale == loras.get(name, 0.0) for name, scale in self._pipeline.loras.items())
+
     def _check_loras(self, loras: dict[str, float]) -> None:
         for name in loras:
             if name not in self._pipeline.loras:

@@ -234,7 +234,7 @@ class Engine(Commands):
             return False
         if command["op"] == "save":
             own = self._streams.get(command["stream"])
-            return own is None or own.loras == getattr(self._current, "loras", None)
+            return own is None or self._wears(own.loras)
         return command["op"] in QUICK
 
     def _beat(self) -> None:

@@ -111,6 +111,7 @@ class Studio:
         url = self.page.evaluate(
             """async (at) => {
               const video = document.getElementById("video");
+              video.pause();
               video.currentTime = at;
               await new Promise((done) => video.addEventListener("seeked", done, { once: true }));
               await new Promise((done) => setTimeout(done, 120));
@@ -370,6 +371,9 @@ def test_a_second_visitor_is_told_the_place_and_adapters_change_live(
     while studio.fetch(mine)["loras"]:
         assert time.monotonic() < deadline
         tab.wait_for_timeout(100)
+    # The first visitor leaves: the place is free, whatever was just asked for.
+    tab.goto(f"{page.address}/static/icon.svg")
+    second.until("document.body.dataset.phase === 'making'")
     assert second.said == []
     context.close()
 
