@@ -106,12 +106,14 @@ class Studio:
 
     def frame(self, seconds: float) -> np.ndarray:
         """Pixels ``[H, W, 3]`` of what the player shows at ``seconds``."""
+        # A player that has come to its end goes on when there is more: seek, then stop it.
+        self.page.evaluate("at => { document.getElementById('video').currentTime = at; }", seconds)
+        self.page.wait_for_timeout(250)
         if self.page.get_attribute("#play", "aria-label") == "Pause":
             self.page.evaluate("document.getElementById('play').click()")
         url = self.page.evaluate(
             """async (at) => {
               const video = document.getElementById("video");
-              video.pause();
               video.currentTime = at;
               await new Promise((done) => video.addEventListener("seeked", done, { once: true }));
               await new Promise((done) => setTimeout(done, 120));
