@@ -31,7 +31,7 @@ __all__ = ["contact_sheet", "save_contact_sheet"]
 GAP = 4
 MARGIN = 16
 TEXT_SIZE = 15
-WIDEST = 1064
+WIDEST = 960
 LINE = 20
 BACKGROUND, INK, FAINT = (252, 252, 250), (25, 25, 25), (130, 130, 130)
 
