@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helios.codec import AutoencoderConfig
 from helios.evaluation import (
     Arm,
     BenchConfig,
@@ -17,47 +16,13 @@ from helios.evaluation import (
     Visit,
     bench,
     hardware,
-    random_codec,
-    random_transformer,
     report,
     visit_of,
 )
 from helios.evaluation.subject import reference_velocity
 from helios.evaluation.throughput import Spread
-from helios.model import TransformerConfig
-from helios.presets import generation
 
 CPU = torch.device("cpu")
-
-
-def subject(dtype: torch.dtype = torch.float32) -> Subject:
-    network = TransformerConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        rope_dim=(4, 6, 6),
-        text_dim=24,
-        freq_dim=32,
-        ffn_dim=48,
-        num_layers=2,
-    )
-    codec = AutoencoderConfig(
-        base_dim=8,
-        dim_mult=(1, 1, 1),
-        num_res_blocks=1,
-        temperal_downsample=(True, True),
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-    )
-    return Subject.make(
-        random_transformer(network, CPU, dtype),
-        random_codec(codec, CPU, dtype),
-        generation.published_schedule(distilled=True),
-        height=64,
-        width=64,
-        tokens=16,
-        name="small",
-    )
 
 
 class Clockwork(Arm):
@@ -88,7 +53,7 @@ class Clockwork(Arm):
         return (self.subject.transformer, self.subject.transformer)
 
 
-def test_figures_are_those_of_the_arms() -> None:
+def test_figures_are_those_of_the_arms(subject) -> None:
     made = subject()
     arms = [Clockwork("fast", made, 0.5, 0.01), Clockwork("slow", made, 1.0, 0.0)]
     arms[1].kind = "baseline"
@@ -113,7 +78,7 @@ def test_figures_are_those_of_the_arms() -> None:
     assert forwards == sorted(forwards)
 
 
-def test_order_turns_round() -> None:
+def test_order_turns_round(subject) -> None:
     made, seen = subject(), []
 
     class Told(Clockwork):
@@ -127,7 +92,7 @@ def test_order_turns_round() -> None:
     assert seen == ["a", "b", "a", "b", "b", "a"]
 
 
-def test_an_arm_that_cannot_be_made_is_named_and_costs_nothing_else() -> None:
+def test_an_arm_that_cannot_be_made_is_named_and_costs_nothing_else(subject) -> None:
     def broken() -> Arm:
         raise RuntimeError("no such hardware\nand more")
 
@@ -138,7 +103,7 @@ def test_an_arm_that_cannot_be_made_is_named_and_costs_nothing_else() -> None:
     assert list(result["arms"]) == ["a"]
 
 
-def test_nothing_is_begun_after_the_budget() -> None:
+def test_nothing_is_begun_after_the_budget(subject) -> None:
     made = subject()
     config = BenchConfig(plans=((1, 1, 1),), budget=0.0)
     result = bench(made, [lambda: Clockwork("a", made, 1.0, 0.0)], config)
@@ -146,7 +111,7 @@ def test_nothing_is_begun_after_the_budget() -> None:
     assert result["left_out"] == ["an arm: no time left"]
 
 
-def test_reference_is_the_model_in_float32() -> None:
+def test_reference_is_the_model_in_float32(subject) -> None:
     narrow = subject(torch.bfloat16)
     x, told = narrow.noisy(1), narrow.told(742)
     expected = reference_velocity(narrow, [(x, told)])[0]
@@ -156,7 +121,7 @@ def test_reference_is_the_model_in_float32() -> None:
     torch.testing.assert_close(expected, answer)
 
 
-def test_a_long_visit_tells_whether_it_is_steady() -> None:
+def test_a_long_visit_tells_whether_it_is_steady(subject) -> None:
     class Slowing(Clockwork):
         def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
             seconds = [1.0] * (chunks - 21) + [1.1] * 20
