@@ -182,8 +182,9 @@ class Stage3(FlowStage):
         }
 
     def turns(self, step: int) -> Sequence[str]:
-        """The student learns in the first step and in every ``student_every``-th after it."""
-        due = step % self.config.student_every == 0
+        """The student learns in step ``student_after`` and every ``student_every``-th after it."""
+        late = step - self.config.student_after
+        due = late >= 0 and late % self.config.student_every == 0
         return ("student", "critic") if due else ("critic",)
 
     def batch(self, progress: float) -> Batch:

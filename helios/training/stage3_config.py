@@ -35,6 +35,8 @@ class Stage3Config(FlowConfig):
         critic: what its adapter learns.
         critic_optimizer: of adapter and heads.
         student_every: steps of the critic for one of the student.
+        student_after: steps of the critic before the first of the student. Until the critic knows
+            what the student makes, the difference of the scores is guidance alone.
         guidance: scale of the real score, in the convention where 1 is none.
         renoise: at which levels the scores are asked; the critic learns at uniform ones.
         adversarial: the adversarial term; none: without.
@@ -48,6 +50,7 @@ class Stage3Config(FlowConfig):
     critic: LoraConfig = field(default_factory=lambda: LoraConfig(rank=256))
     critic_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     student_every: int = 5
+    student_after: int = 0
     guidance: float = 4.0
     renoise: DynamicRenoise = field(default_factory=DynamicRenoise)
     adversarial: AdversarialConfig | None = None
@@ -60,6 +63,8 @@ class Stage3Config(FlowConfig):
         super().__post_init__()
         if self.student_every < 1:
             raise ValueError(f"student_every must be at least 1, got {self.student_every}")
+        if self.student_after < 0:
+            raise ValueError(f"student_after must not be negative, got {self.student_after}")
         if not 0 <= self.text_share <= 1:
             raise ValueError(f"text_share must be from 0 to 1, got {self.text_share}")
         if self.sections < 2:

@@ -38,9 +38,9 @@ def stage3(models, *settings):
     return override(training_preset("tiny-stage3"), [*RING, *QUIET, *paths, *settings])
 
 
-def first_losses(config, *, compiled):
+def first_losses(config):
     world = World(device=torch.device("cuda", 0))
-    stage = config.stage.build(world, seed=0, compiled=compiled)
+    stage = config.stage.build(world, seed=0, compiled=False)
     stage.prepare()
     found = []
     for loss_of in (stage.loss, stage.critic_loss):
@@ -59,14 +59,20 @@ def test_from_trajectories_to_a_few_step_model(tmp_path, models):
     how = ["--scenes", "32", "--sections", "2", "--steps", "4,4,4", "--shard", "16"]
     assert run(["precompute", "trajectories", str(models / "mid"), "--out", str(out), *how]) == 0
     paths = [f"stage.initial={models / 'mid'}", f"stage.trajectories={out}"]
-    own = ["trainer.steps=40", "stage.batch=8", "stage.sections=2"]
+    own = [
+        "trainer.steps=30",
+        "trainer.optimizer.warmup_steps=5",
+        "stage.batch=8",
+        "stage.sections=2",
+    ]
     ode = override(training_preset("tiny-stage3-ode"), [*QUIET, *paths, *own])
     train(ode, tmp_path / "ode", device="cuda")
     lines = [json.loads(line) for line in (tmp_path / "ode/log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
 
-    config = stage3(models, "trainer.steps=10", "stage.batch=8", "stage.validation_clips=8")
+    few = ["trainer.steps=10", "stage.batch=8", "stage.validation_clips=8", "stage.student_after=0"]
+    config = stage3(models, *few)
     config = replace(config, stage=replace(config.stage, initial=tmp_path / "ode"))
     report = train(config, tmp_path / "dmd", device="cuda")
     assert report["unseen_distance"] < 10
@@ -76,17 +82,11 @@ def test_from_trajectories_to_a_few_step_model(tmp_path, models):
         assert video.frames.shape == (66, 128, 192, 3)
 
 
-def test_compiled_or_not_the_losses_are_the_same(models):
-    config = stage3(models, "stage.batch=4", "stage.adversarial=none")
-    plain, compiled = (first_losses(config, compiled=value) for value in (False, True))
-    assert compiled == pytest.approx(plain, rel=5e-2)
-
-
 def test_offloading_changes_memory_and_nothing_else(models):
     config = stage3(models, "stage.batch=2", "stage.adversarial=none")
     economical = replace(config.stage, adapter=LoraConfig(rank=8), recompute=True)
     found = [
-        first_losses(replace(config, stage=replace(economical, offload=offload)), compiled=False)
+        first_losses(replace(config, stage=replace(economical, offload=offload)))
         for offload in (False, True)
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-3)

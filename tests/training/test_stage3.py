@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import helios.pipeline
 from helios.diffusion import Pyramid
@@ -184,6 +185,41 @@ def test_the_student_learns_in_every_nth_step(stage):
     ]
 
 
+def test_the_critic_can_have_a_head_start(random_models):
+    stage = build(random_models, student_after=3)
+    due = [step for step in range(8) if "student" in stage.turns(step)]
+    assert due == [3, 5, 7]
+    assert all("critic" in stage.turns(step) for step in range(8))
+
+
+def test_compiled_or_not_the_losses_are_the_same_and_graphs_are_few(random_models, monkeypatch):
+    """A block is another graph for each scale, with and without gradients, and for each adapter."""
+    counter = CompileCounter()
+    module_compile = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self, **how: module_compile(self, backend=counter, **how),
+    )
+    found, graphs = [], []
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for compiled in (False, True):
+            stage = stage3_config(random_models).stage.build(alone(), seed=0, compiled=compiled)
+            stage._data._compiled = False
+            stage.prepare()
+            for turn in range(3):
+                for loss_of in (stage.loss, stage.critic_loss):
+                    loss, _ = loss_of(stage.batch(0.0))
+                    loss.backward()
+                    found.append(loss.item())
+                graphs.append((turn, counter.frame_count))
+    assert found[6:] == pytest.approx(found[:6], rel=1e-4)
+    (_, none), (_, first), (_, last) = graphs[2], graphs[3], graphs[5]
+    assert none == 0
+    assert 0 < first <= last <= 16
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit_and_the_result_generates(tmp_path, random_models):
     config = stage3_config(random_models, steps=4, checkpoint_every=2, ema_decay=0.98)
     report = train(config, tmp_path / "a", device="cpu")
@@ -253,6 +289,7 @@ def test_what_cannot_be_is_refused(random_models):
         build(random_models, transformer=replace(config.transformer, ffn_dim=64))
     for bad in (
         {"student_every": 0},
+        {"student_after": -1},
         {"text_share": 1.5},
         {"guidance": -1.0},
         {"text_learns": True},
