@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, HeliosDMDScheduler, HeliosPyramidPipeline
 from diffusers import HeliosTransformer3DModel as Transformer
+from diffusers.models import attention_dispatch
 from torch import Tensor, nn
 
 from helios.diffusion import pyramid
 from helios.evaluation import Arm, Subject, Visit, visit_of
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS
 from helios.history import CHUNK_POSITIONS, LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
+from helios.kernels import attention, machine_of
 from helios.model import HeliosTransformer, published_name
 
 __all__ = ["arms"]
@@ -193,60 +195,116 @@ def arms(subject: Subject) -> list[Callable[[], Arm]]:
         return [makers.eager, *narrow]
     return [
         makers.compiled_narrow,
+        makers.flash3,
+        makers.flash3_compiled_decoder,
+        makers.compiled_decoder,
         makers.compiled,
         makers.eager,
-        makers.compiled_decoder,
     ]
 
 
 class _Makers:
-    """The arms, each made when its turn comes; the compiled transformer is made once."""
+    """The arms, each made when its turn comes; what is compiled is made once."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._fast: Any = None
+        self._fast: dict[str, Any] = {}
+        self._vae: Any = None
 
     def eager(self) -> Arm:
-        vae = copied_vae(self.subject, torch.float32)
-        return DiffusersArm(
-            "diffusers eager",
-            self.subject,
-            shared_transformer(self.subject.transformer),
-            vae,
-            tuned=False,
-        )
+        return self._eager("diffusers eager", torch.float32)
 
     def eager_narrow(self) -> Arm:
         dtype = self.subject.dtype
-        name = f"diffusers eager, {_short(dtype)} decoder"
+        return self._eager(f"diffusers eager, {_short(dtype)} decoder", dtype)
+
+    def _eager(self, name: str, dtype: torch.dtype) -> Arm:
+        transformer = shared_transformer(self.subject.transformer)
+        # A backend set on any model becomes the default of all that name none.
+        transformer.set_attention_backend("native")
         vae = copied_vae(self.subject, dtype)
-        return DiffusersArm(
-            name, self.subject, shared_transformer(self.subject.transformer), vae, tuned=False
-        )
+        return DiffusersArm(name, self.subject, transformer, vae, tuned=False)
 
     def compiled(self) -> Arm:
-        return self._compiled("fp32 decoder", torch.float32)
+        return self._compiled("cuDNN", "fp32 decoder", copied_vae(self.subject, torch.float32))
 
     def compiled_narrow(self) -> Arm:
-        return self._compiled(f"{_short(self.subject.dtype)} decoder", self.subject.dtype)
+        return self._narrow_decoder("cuDNN")
 
     def compiled_decoder(self) -> Arm:
-        arm = self._compiled("compiled decoder", self.subject.dtype)
-        arm.vae.decoder.compile()
-        return arm
+        return self._compiled("cuDNN", "compiled decoder", self._compiled_vae())
 
-    def _compiled(self, decoder: str, dtype: torch.dtype) -> DiffusersArm:
-        if self._fast is None:
-            self._fast = shared_transformer(self.subject.transformer)
-            self._fast.set_attention_backend("_native_cudnn")
-            self._fast.compile_repeated_blocks(dynamic=False)
-        return DiffusersArm(
-            f"diffusers compiled, cuDNN, {decoder}",
-            self.subject,
-            self._fast,
-            copied_vae(self.subject, dtype),
-            tuned=True,
-        )
+    def flash3(self) -> Arm:
+        plug_flash3(self.subject.device)
+        return tried(self._narrow_decoder("FA3"))
+
+    def flash3_compiled_decoder(self) -> Arm:
+        plug_flash3(self.subject.device)
+        return tried(self._compiled("FA3", "compiled decoder", self._compiled_vae()))
+
+    def _narrow_decoder(self, attention: str) -> DiffusersArm:
+        dtype = self.subject.dtype
+        vae = copied_vae(self.subject, dtype)
+        return self._compiled(attention, f"{_short(dtype)} decoder", vae)
+
+    def _compiled_vae(self) -> Any:
+        if self._vae is None:
+            self._vae = copied_vae(self.subject, self.subject.dtype)
+            self._vae.decoder.compile()
+        return self._vae
+
+    def _compiled(self, attention: str, decoder: str, vae: Any) -> DiffusersArm:
+        if attention not in self._fast:
+            # Three sizes with each kind of attention: more than the compiler keeps unasked, and
+            # what it does not keep it runs uncompiled.
+            torch._dynamo.config.recompile_limit = 64
+            transformer = shared_transformer(self.subject.transformer)
+            transformer.set_attention_backend(_BACKENDS[attention])
+            transformer.compile_repeated_blocks(dynamic=False)
+            self._fast[attention] = transformer
+        name = f"diffusers compiled, {attention}, {decoder}"
+        return DiffusersArm(name, self.subject, self._fast[attention], vae, tuned=True)
+
+
+_BACKENDS = {"cuDNN": "_native_cudnn", "FA3": "_flash_3"}
+
+
+def plug_flash3(device: torch.device) -> None:
+    """Give diffusers the FlashAttention-3 that is installed, by whichever of its names.
+
+    diffusers looks for the build from source only.
+
+    Raises:
+        RuntimeError: where there is none that runs on ``device``.
+    """
+    if not machine_of(device).runs_flash3:
+        raise RuntimeError("FlashAttention-3 needs a Hopper GPU and the package fa3-fwd")
+
+    def call(**inputs: Any) -> tuple[Tensor, Tensor]:
+        query = inputs["q"]
+        out = attention(query, inputs["k"], inputs["v"], backend="flash3")
+        # The log-sum-exp, which nobody reads: laid out as the operator declares it.
+        return out, out.new_empty(*query.shape[:3]).transpose(1, 2)
+
+    attention_dispatch._CAN_USE_FLASH_ATTN_3 = True
+    attention_dispatch.flash_attn_3_func = call
+
+
+def tried(arm: DiffusersArm) -> DiffusersArm:
+    """The arm, once it has made a forward pass.
+
+    Raises:
+        RuntimeError: with one line, whatever went wrong inside compiler or kernel.
+    """
+    subject = arm.subject
+    try:
+        with arm.active():
+            arm.velocity(subject.noisy(0), subject.told(0))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        line = f"does not run with diffusers ({type(error).__name__}: {reason})"
+        raise RuntimeError(f"{arm.name} {line}") from error
+    return arm
 
 
 def _short(dtype: torch.dtype) -> str:
