@@ -29,6 +29,7 @@ class Limits:
         stall: a live client that takes nothing.
         start: until the first live message.
         watchdog: without a sign of progress from a worker that has work.
+        spares: processes with everything loaded but a model, to replace a worker that dies.
         grace: for running jobs after SIGTERM.
         ttl: of results, uploads and sessions.
         quota: all of them together.
@@ -51,6 +52,7 @@ class Limits:
     stall: float = 30.0
     start: float = 10.0
     watchdog: float = 60.0
+    spares: int = 1
     grace: float = 30.0
     ttl: float = 7 * 86_400.0
     quota: int = 20 << 30
@@ -62,7 +64,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse a limit that would stop everything."""
         for name, value in vars(self).items():
-            low = 0 if name in ("lifetime", "free", "line", "queue") else 1e-3
+            low = 0 if name in ("lifetime", "free", "line", "queue", "spares") else 1e-3
             if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
                 raise ValueError(f"limit {name} must be a number from {low:g}, got {value!r}")
 

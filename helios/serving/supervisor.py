@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,13 +19,12 @@ from helios.serving.config import ServeConfig
 from helios.serving.errors import ApiError, from_worker
 from helios.serving.logs import log
 from helios.serving.metrics import Metrics
-from helios.serving.transport import ClosedError, Message, receive, send
+from helios.serving.spares import Spares, WorkerEnd
+from helios.serving.transport import ClosedError, Message, receive
 
 __all__ = ["BrokenModelError", "StreamHandle", "Supervisor", "WorkerProcess"]
 
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-ALLOCATOR = {"MALLOC_TOP_PAD_": str(64 << 20), "MALLOC_ARENA_MAX": "2"}
-"""States that stay between large blocks that come and go would otherwise split the heap."""
 MOST_CRASHES, CRASH_WINDOW = 5, 300.0
 
 
@@ -81,6 +77,7 @@ class WorkerProcess:
         config: of the server.
         model: what it loads.
         number: for the log.
+        spares: where its processes come from.
         changed: called when it becomes ready or is lost.
     """
 
@@ -90,6 +87,7 @@ class WorkerProcess:
         model: str,
         number: int,
         metrics: Metrics,
+        spares: Spares,
         changed: Callable[[], None],
     ) -> None:
         self.model = model
@@ -106,11 +104,12 @@ class WorkerProcess:
         """Frames per second of the last chunk."""
         self._config = config
         self._metrics = metrics
+        self._spares = spares
         self._changed = changed
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._numbers = itertools.count(1)
-        self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._end: WorkerEnd | None = None
+        self._made = 0
         self._heard = time.monotonic()
         self._crashes: deque[float] = deque(maxlen=MOST_CRASHES)
         self._loss = "worker_crashed"
@@ -119,13 +118,13 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """Of the process, none while there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._end is None else self._end.process.pid
 
     async def run(self) -> None:
         """Keep a worker alive until ``stop``."""
         attempt = 0
         while True:
-            began = time.monotonic()
+            self._made = 0
             await self._live()
             if self._stopped():
                 return
@@ -139,7 +138,8 @@ class WorkerProcess:
                 log("worker_given_up", worker=self.number)
                 self._changed()
                 return
-            attempt = 0 if now - began > CRASH_WINDOW else attempt
+            # It waits longer after lives in which nothing was made, which the next may repeat.
+            attempt = 0 if self._made else attempt
             wait = BACKOFF[min(attempt, len(BACKOFF) - 1)]
             attempt += 1
             log("worker_restart", worker=self.number, after=wait)
@@ -150,26 +150,14 @@ class WorkerProcess:
 
     async def _live(self) -> None:
         """One life: from the start of the process to its end."""
-        own, other = socket.socketpair()
-        other.set_inheritable(True)
         self._loss = "worker_crashed"
         try:
-            environment = ALLOCATOR | os.environ
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "helios.serving.worker", str(other.fileno()),
-                pass_fds=(other.fileno(),), stdin=asyncio.subprocess.DEVNULL, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+            end = self._end = await self._spares.take()
         except OSError as error:
-            own.close()
             self.reason = f"the worker could not be started: {error.strerror}"
             return
-        finally:
-            other.close()
-        reader, self._writer = await asyncio.open_connection(sock=own, limit=1 << 20)
         config = self._config
-        send(
-            self._writer,
+        end.tell(
             {
                 "model": self.model,
                 "device": config.device,
@@ -177,11 +165,11 @@ class WorkerProcess:
                 "loras": {name: str(path) for name, path in config.loras.items()},
                 "borders": config.limits.borders,
                 "faults": config.faults,
-            },
+            }
         )
         try:
             while True:
-                message, body = await receive(reader)
+                message, body = await receive(end.reader)
                 self._heard = time.monotonic()
                 self._hear(message, body)
         except (ClosedError, OSError):
@@ -192,16 +180,11 @@ class WorkerProcess:
     async def _bury(self) -> None:
         """After a life: nobody waits for this worker any more."""
         was_ready, self.ready = self.ready, False
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            code = await self._process.wait()
+        end, self._end = self._end, None
+        if end is not None:
+            code = await end.bury()
             if not self._stopping:
                 log("worker_lost", worker=self.number, exit=code, was_ready=was_ready)
-        self._process = None
         if self.reason in ("", "starting"):
             self.reason = "the worker is being restarted"
         for future in self._calls.values():
@@ -225,6 +208,7 @@ class WorkerProcess:
         elif event == "ready":
             self.info, self.ready, self.reason = message["model"], True, ""
             log("worker_ready", worker=self.number, model=self.model, process=self.pid)
+            self._spares.refill()
             self._changed()
         elif event == "broken":
             self.reason = f"{message['kind']}: {message['message']}"
@@ -239,6 +223,7 @@ class WorkerProcess:
                 return
             if event == "chunk":
                 self.speed = message["frames"] / max(message["timings"]["made"], 1e-9)
+                self._made += 1
                 self._metrics.chunk(message)
             stream.events.put_nowait((message, body))
 
@@ -250,12 +235,12 @@ class WorkerProcess:
         Raises:
             ApiError: if the worker refuses or is lost.
         """
-        if self._writer is None:
+        if self._end is None:
             raise ApiError(503, "not_ready", "the worker is not ready")
         number = next(self._numbers)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
-        send(self._writer, {"op": op, "call": number, **values})
+        self._end.tell({"op": op, "call": number, **values})
         try:
             answer = await future
         finally:
@@ -266,8 +251,8 @@ class WorkerProcess:
 
     def tell(self, op: str, **values: Any) -> None:
         """Say something that needs no answer; nothing if the worker is gone."""
-        if self._writer is not None:
-            send(self._writer, {"op": op, **values})
+        if self._end is not None:
+            self._end.tell({"op": op, **values})
 
     async def open(self, op: str, name: str, **values: Any) -> StreamHandle:
         """A new stream; ``op`` is ``open``, ``resume`` or ``branch`` (then with ``stream``)."""
@@ -287,32 +272,29 @@ class WorkerProcess:
     def watch(self) -> None:
         """Replace the worker if it gave no sign of life; called every second."""
         silent = time.monotonic() - self._heard
-        if self.ready and silent > self._config.limits.watchdog and self._process is not None:
+        if self.ready and silent > self._config.limits.watchdog and self._end is not None:
             log("worker_hangs", worker=self.number, seconds=round(silent, 1))
             self._loss = "timeout"
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self._end.kill()
 
     def kill(self) -> None:
         """End the process now."""
         self._stopping = True
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+        if self._end is not None:
+            self._end.kill()
 
     async def stop(self) -> None:
         """End the process; streams fail with ``server_shutdown``."""
         self._stopping = True
         self._loss = "server_shutdown"
-        process = self._process
-        if process is None:
+        end = self._end
+        if end is None:
             return
         self.tell("shutdown")
         try:
-            await asyncio.wait_for(process.wait(), 2.0)
+            await asyncio.wait_for(end.process.wait(), 2.0)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
+            end.kill()
 
 
 class Supervisor:
@@ -320,9 +302,10 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
         self._waiters: set[asyncio.Event] = set()
+        self.spares = Spares(config.limits.spares)
         names = [model for model in config.models for _ in range(config.workers)]
         self.workers = [
-            WorkerProcess(config, model, number, metrics, self.notify)
+            WorkerProcess(config, model, number, metrics, self.spares, self.notify)
             for number, model in enumerate(names)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -357,7 +340,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End all of them."""
-        await asyncio.gather(*(worker.stop() for worker in self.workers))
+        await asyncio.gather(*(worker.stop() for worker in self.workers), self.spares.stop())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front process decides when to stop
     channel = Channel(socket.socket(fileno=int(arguments[0])))
+    _prepare()
     try:
         config, _ = channel.receive()
     except ClosedError:
@@ -40,6 +41,19 @@ def main(arguments: list[str]) -> int:
     channel.send({"event": "ready", "model": _describe(pipeline)})
     Engine(pipeline, channel, borders=int(config["borders"]), faults=bool(config["faults"])).run()
     return 0
+
+
+def _prepare() -> None:
+    """Load what every model needs: most of the time of a start, and the same for all."""
+    import av  # noqa: F401
+    import PIL.Image
+    import tokenizers  # noqa: F401
+    from transformers.models.umt5 import modeling_umt5  # noqa: F401
+
+    import helios.media
+    import helios.pipeline  # noqa: F401
+
+    PIL.Image.init()
 
 
 def _load(config: Message) -> Pipeline:

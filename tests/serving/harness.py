@@ -109,8 +109,13 @@ class Server:
                 return float(row.rsplit(" ", 1)[1])
         return 0.0
 
+    def worker(self) -> int:
+        """The process that was the last to say that it has its model."""
+        rows = [json.loads(row) for row in self.log.read_text().splitlines() if row[:1] == "{"]
+        return int([row["process"] for row in rows if row["event"] == "worker_ready"][-1])
+
     def children(self) -> list[int]:
-        """Processes that the server started and that live."""
+        """Processes that the server started and that live: workers and what may replace them."""
         assert self.process is not None
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         with suppress(OSError):

@@ -98,8 +98,7 @@ def test_a39_a_killed_worker_is_replaced_and_the_queue_goes_on(own: Server) -> N
         hurt = make(client, num_frames=990)
         queued = [make(client) for _ in range(3)]
         wait_for(lambda: in_progress(client, hurt["id"]))
-        (worker,) = own.children()
-        os.kill(worker, signal.SIGKILL)
+        os.kill(own.worker(), signal.SIGKILL)
         video = finished(client, hurt["id"])
         assert (video["status"], video["error"]["code"]) == ("failed", "worker_crashed")
         assert client.get("/health/ready").status_code == 503
