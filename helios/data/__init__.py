@@ -1,6 +1,8 @@
 """What training eats: scenes made on the fly, and what was computed before."""
 
 from helios.data.batch import Batch, Leg, Trajectories
+from helios.data.clips import ClipLatents
+from helios.data.frames import ClipFrames, FrameRing, SceneFrames
 from helios.data.latents import ShardReader, ShardWriter, read_shard_settings
 from helios.data.precompute import (
     LATENTS,
@@ -13,7 +15,6 @@ from helios.data.precompute import (
 )
 from helios.data.stream import (
     RingConfig,
-    SceneFrames,
     SceneLatents,
     encode_scenes,
     to_frames,
@@ -32,6 +33,9 @@ __all__ = [
     "Batch",
     "Clip",
     "ClipConfig",
+    "ClipFrames",
+    "ClipLatents",
+    "FrameRing",
     "Leg",
     "RingConfig",
     "SceneFrames",

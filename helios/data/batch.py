@@ -12,31 +12,31 @@ __all__ = ["Batch", "Leg", "Trajectories"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Clips as latents, with their captions as token ids.
+    """Clips as latents, with their captions: as token ids to be read, or read already.
 
     Attributes:
         latents: ``[B, 16, 9 S, h, w]``, S sections of nine latent frames each; any float dtype.
         tokens: ``[B, L]`` int64 token ids of one wording of each caption, padded with 0.
+        text: ``[B, L, D]`` embeddings of the captions, in place of ``tokens``; any float dtype.
     """
 
     latents: Tensor
-    tokens: Tensor
+    tokens: Tensor | None = None
+    text: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that both parts speak of the same clips."""
-        if self.latents.ndim != 5 or self.tokens.ndim != 2:
-            raise ValueError("latents must be [B, C, T, h, w] and tokens [B, L]")
-        if len(self.latents) != len(self.tokens):
-            raise ValueError(f"{len(self.latents)} clips but {len(self.tokens)} captions")
+        captions = [part for part in (self.tokens, self.text) if part is not None]
+        if len(captions) != 1:
+            raise ValueError("a batch has either tokens or text")
+        if self.latents.ndim != 5 or captions[0].ndim != (2 if self.text is None else 3):
+            raise ValueError("latents must be [B, C, T, h, w], tokens [B, L] or text [B, L, D]")
+        if len(self.latents) != len(captions[0]):
+            raise ValueError(f"{len(self.latents)} clips but {len(captions[0])} captions")
 
     def __len__(self) -> int:
         """Clips in the batch."""
         return len(self.latents)
-
-    @property
-    def mask(self) -> Tensor:
-        """``[B, L]`` int64, 1 where ``tokens`` is not padding."""
-        return (self.tokens != 0).long()
 
 
 @dataclass(frozen=True, kw_only=True)

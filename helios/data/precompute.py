@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from helios.geometry import CHUNK_FRAMES, check_size
 from helios.media import read_video
 
 if TYPE_CHECKING:
-    from helios.codec import Codec
+    from helios.codec import AutoencoderConfig, Codec
     from helios.conditioning import TextEncoder
     from helios.distributed import World
 
@@ -34,6 +34,7 @@ __all__ = [
     "LATENTS",
     "Clip",
     "ClipConfig",
+    "codec_digest",
     "read_clips",
     "write_latents",
     "write_scene_latents",
@@ -90,14 +91,40 @@ class ClipConfig:
         return self.sections * CHUNK_FRAMES
 
 
-def read_clips(path: Path) -> list[Clip]:
-    """The clips in a file of JSON Lines: ``{"video": …, "caption": …, "start": 0}``.
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv")
+"""Endings of the files that a folder of videos is searched for."""
 
-    A video's path counts from the folder of that file.
+
+def read_clips(path: Path) -> list[Clip]:
+    """The clips in a folder of videos, or in a file of JSON Lines.
+
+    In a folder every video's caption is in a text file of the same name: ``cat.mp4``, ``cat.txt``.
+    A line of a file is ``{"video": …, "caption": …, "start": 0}``; a video's path counts from the
+    folder of that file, and several lines may name parts of one video.
 
     Raises:
-        InputError: naming the line that is wrong.
+        InputError: naming the line or the file that is wrong.
     """
+    return _in_folder(path) if path.is_dir() else _in_file(path)
+
+
+def _in_folder(path: Path) -> list[Clip]:
+    clips = []
+    for video in sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEOS):
+        words = video.with_suffix(".txt")
+        try:
+            text = clean_prompt(words.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{video} has no caption that can be read ({error}); write it to {words.name}"
+            ) from None
+        clips.append(Clip(video=video, caption=text))
+    if not clips:
+        raise InputError(f"{path} holds no videos (looked for {', '.join(VIDEOS)})")
+    return clips
+
+
+def _in_file(path: Path) -> list[Clip]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -150,6 +177,7 @@ def write_latents(
         "kind": LATENTS,
         "clips": len(clips),
         "clips_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        **_encoders(codec, text),
         **asdict(config),
     }
 
@@ -199,7 +227,8 @@ def write_scene_latents(
     Raises:
         DataError: if ``out`` holds something else.
     """
-    settings = {"kind": LATENTS, "scenes": count, "seed": seed, **asdict(config)}
+    settings = {"kind": LATENTS, "scenes": count, "seed": seed}
+    settings |= _encoders(codec, text) | asdict(config)
     size = RingConfig(height=config.height, width=config.width)
 
     def make(first: int, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -212,6 +241,16 @@ def write_scene_latents(
         return _shard(latents.to("cpu", STORED), text, captions)
 
     write_shards(ShardWriter(out, settings), count, config.shard, make, world, say)
+
+
+def codec_digest(config: AutoencoderConfig) -> str:
+    """Which autoencoder latents come from: its shape and its latent statistics, in any dtype."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
+
+
+def _encoders(codec: Codec, text: TextEncoder) -> dict[str, Any]:
+    """What a reader of the shards needs to know of both."""
+    return {"codec": codec_digest(codec.config), "text_dim": text.dim}
 
 
 def _shard(

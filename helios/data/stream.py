@@ -28,7 +28,7 @@ from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS
 if TYPE_CHECKING:
     from helios.codec import Codec
 
-__all__ = ["RingConfig", "SceneFrames", "SceneLatents", "encode_scenes", "to_frames"]
+__all__ = ["RANKS", "Pieces", "Ring", "RingConfig", "SceneLatents", "encode_scenes", "to_frames"]
 
 RANKS = 4096
 """Room for ranks between two seeds."""
@@ -229,73 +229,6 @@ def _sections(
             compile=compiled,
         )
         yield codec.encode(to_frames(clip))
-
-
-class SceneFrames:
-    """Rendered frames for the autoencoder: an endless seeded stream.
-
-    Args:
-        config: ring and pictures.
-        device: where clips are rendered and kept.
-        seed: of scenes and draws.
-        rank: whose stream this is; ranks see different scenes.
-        split: which attribute combinations.
-        compiled: whether the renderer is compiled.
-    """
-
-    SECTIONS = 4
-
-    def __init__(
-        self,
-        config: RingConfig,
-        device: torch.device,
-        *,
-        seed: int,
-        rank: int = 0,
-        split: Split = "train",
-        compiled: bool = False,
-    ) -> None:
-        self.config = config
-        self.device = device
-        self._seed = seed * RANKS + rank
-        self._split: Split = split
-        self._compiled = compiled
-        self._generator = torch.Generator(device).manual_seed(self._seed)
-        self._ring = Ring(self._pieces, config, self._generator)
-        self.prepare = self._ring.prepare
-        self.state_dict = self._ring.state_dict
-        self.load_state_dict = self._ring.load_state_dict
-
-    def group(self, index: int) -> tuple[Tensor]:
-        """Group ``index`` of the endless list: uint8 ``[group, 33, H, W, 3]``."""
-        size = self.config.group
-        scenes = sample_scenes(size, self._seed, split=self._split, start=index * size)
-        clip = render(
-            scenes,
-            start=CHUNK_FRAMES * (index % self.SECTIONS),
-            frames=CHUNK_FRAMES,
-            height=self.config.height,
-            width=self.config.width,
-            device=self.device,
-            supersampling=self.config.supersampling,
-            compile=self._compiled,
-        )
-        return (clip,)
-
-    def _pieces(self, index: int) -> Pieces:
-        """A group here is one section, hence one piece."""
-        yield from ()
-        return self.group(index)
-
-    def batch(self, count: int, frames: int) -> Tensor:
-        """``count`` windows of ``frames`` frames at random times, ``[B, 3, frames, H, W]``."""
-        (store,), places = self._ring.draw(count)
-        latest = CHUNK_FRAMES - frames
-        starts = torch.randint(
-            latest + 1, (count, 1), generator=self._generator, device=self.device
-        )
-        times = starts + torch.arange(frames, device=self.device)
-        return to_frames(store[places[:, None], times])
 
 
 class SceneLatents:

@@ -10,6 +10,7 @@ from helios.training.memory import Stage3Memory, stage3_memory
 from helios.training.networks import TextSize, find_codec, find_model
 from helios.training.ode import OdeConfig, OdeStage
 from helios.training.optim import OptimizerConfig, learning_rate
+from helios.training.preview_stage import PreviewStage, PreviewStageConfig
 from helios.training.run import train
 from helios.training.stage import Stage, StageConfig
 from helios.training.stage1 import Emphasis, NoiseLaw, Stage1, Stage1Config
@@ -31,6 +32,8 @@ __all__ = [
     "OdeConfig",
     "OdeStage",
     "OptimizerConfig",
+    "PreviewStage",
+    "PreviewStageConfig",
     "RunConfig",
     "Stage",
     "Stage1",

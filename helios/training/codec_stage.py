@@ -1,4 +1,4 @@
-"""Training of the autoencoder on scenes that are rendered while it learns (tiny.md, section 3)."""
+"""Training of the autoencoder on scenes or videos (tiny.md, section 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helios.codec import AutoencoderConfig, Codec, WanAutoencoder, load_codec, save_codec
-from helios.data import RingConfig, SceneFrames, to_frames
+from helios.data import ClipFrames, FrameRing, RingConfig, SceneFrames, read_clips, to_frames
+from helios.data.scenes import Split
 from helios.distributed import World
 from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
@@ -36,6 +37,9 @@ class CodecStageConfig:
         initial: folder of an autoencoder that training starts from: itself, or a model or run
             folder that holds one.
         data: pictures and their ring.
+        clips: folder of videos, or file that lists them, to learn from in place of scenes; the
+            first 33 frames of each are used (`helios.data.read_clips`).
+        unseen_clips: another one, for the report; with ``clips`` there is none without.
         short_frames: frames of a window in the first part of the run; 1 + a multiple of 4.
         short_batch: windows per batch there.
         short_share: share of the run that the first part takes.
@@ -56,6 +60,8 @@ class CodecStageConfig:
     autoencoder: AutoencoderConfig
     initial: Path | None = None
     data: RingConfig = field(default_factory=RingConfig)
+    clips: Path | None = None
+    unseen_clips: Path | None = None
     short_frames: int = 17
     short_batch: int = 16
     short_share: float = 0.65
@@ -82,6 +88,8 @@ class CodecStageConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.validation_clips < 0:
             raise ValueError(f"validation_clips must not be negative, got {self.validation_clips}")
+        if self.unseen_clips is not None and self.clips is None:
+            raise ValueError("stage.unseen_clips needs stage.clips")
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must be from 0 to 1, got {self.short_share}")
         if self.moving_weight < 1:
@@ -195,7 +203,7 @@ class CodecStage:
     Args:
         config: everything it needs.
         world: this rank.
-        seed: of parameters, scenes and noise.
+        seed: of parameters, clips and noise.
         compiled: whether to generate kernels for norms, loss and renderer.
     """
 
@@ -211,15 +219,28 @@ class CodecStage:
             network.compile_norms()
             self._measure = torch.compile(reconstruction_loss, dynamic=False)
         self.model: nn.Module = network
-        self._data = SceneFrames(
-            config.data, world.device, seed=seed, rank=world.rank, compiled=compiled
-        )
         self._seed, self._compiled = seed, compiled
+        self._data = self._frames(config.clips, seed, world.rank)
+        self._unseen: FrameRing | None = None
+        if config.unseen_clips is not None:
+            self._unseen = self._frames(config.unseen_clips, 0, 0)
+        elif config.clips is None:
+            # Attribute combinations that training never shows.
+            self._unseen = self._frames(None, seed, 0, split="test")
         self._noise = torch.Generator(world.device)
         self._noise.manual_seed((seed << 16) + world.rank)
 
+    def _frames(
+        self, clips: Path | None, seed: int, rank: int, *, split: Split = "train"
+    ) -> FrameRing:
+        """Scenes, or the videos of ``clips``."""
+        data, device = self.config.data, self._device
+        if clips is not None:
+            return ClipFrames(read_clips(clips), data, device, seed=seed, rank=rank)
+        return SceneFrames(data, device, seed=seed, rank=rank, split=split, compiled=self._compiled)
+
     def prepare(self) -> None:
-        """Render the first clips."""
+        """Make the first clips."""
         self._data.prepare()
 
     def batch(self, progress: float) -> Windows:
@@ -273,9 +294,9 @@ class CodecStage:
         go_to(state, self._data, self._noise)
 
     def sample(self, averaged: nn.Module, folder: Path) -> None:
-        """A sheet of unseen scenes, each above its reconstruction."""
+        """A sheet of unseen clips, if there are any, each above its reconstruction."""
         codec = Codec(cast(WanAutoencoder, averaged))
-        (clip,) = self._unseen().group(0)
+        clip = (self._unseen or self._data).group(0)
         rows = []
         for index in range(min(4, len(clip))):
             rows += [clip[index : index + 1], _round_trip(codec, clip[index : index + 1])]
@@ -287,7 +308,7 @@ class CodecStage:
         save_codec(codec, folder / "vae", dtype=torch.float16)
 
     def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Peak signal-to-noise ratios on unseen scenes."""
+        """Peak signal-to-noise ratios on unseen clips."""
         return self._report(Codec(cast(WanAutoencoder, averaged)))
 
     @torch.no_grad()
@@ -302,7 +323,7 @@ class CodecStage:
         total = torch.zeros(2, network.config.z_dim, dtype=torch.float64, device=self._device)
         elements = 0
         for index in range(math.ceil(self.config.statistics_clips / size)):
-            (clip,) = self._data.group(index)
+            clip = self._data.group(index)
             for part in clip.split(4):
                 mean, logvar = plain.network.posterior(to_frames(part))
                 wide = mean.double()
@@ -314,10 +335,12 @@ class CodecStage:
 
     def _report(self, codec: Codec) -> dict[str, float]:
         size, wanted = self.config.data.group, self.config.validation_clips
-        unseen = self._unseen()
+        unseen = self._unseen
+        if unseen is None:
+            return {}
         results: list[Psnr] = []
         for index in range(math.ceil(wanted / size)):
-            (clip,) = unseen.group(index)
+            clip = unseen.group(index)
             results += [measure_psnr(c, _round_trip(codec, c)) for c in clip.split(1)]
         if not results:
             return {}
@@ -328,16 +351,6 @@ class CodecStage:
             "psnr_worst": min(r.worst for r in results),
             "psnr_moving": sum(moved) / len(moved) if moved else math.nan,
         }
-
-    def _unseen(self) -> SceneFrames:
-        """Clips of attribute combinations that training never shows."""
-        return SceneFrames(
-            self.config.data,
-            self._device,
-            seed=self._seed,
-            split="test",
-            compiled=self._compiled,
-        )
 
 
 def _network(config: CodecStageConfig) -> WanAutoencoder:

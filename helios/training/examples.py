@@ -84,9 +84,12 @@ def drop_captions(
 ) -> Tensor:
     """Captions ``[B, L]``, about ``share`` of them replaced by the empty one ``[L]``.
 
+    Likewise embeddings ``[B, L, D]`` by that of the empty one ``[L, D]``.
+
     The empty caption is the branch that guidance moves away from (training.md, 10.3).
     """
-    draw = torch.rand(len(tokens), 1, generator=generator, device=tokens.device)
+    shape = (len(tokens), *(1 for _ in tokens.shape[1:]))
+    draw = torch.rand(shape, generator=generator, device=tokens.device)
     return torch.where(draw < share, empty, tokens)
 
 

@@ -44,6 +44,7 @@ class Learner:
         self.config = player.optimizer
         self.objective: nn.Module = Objective(player)
         if world.size > 1:
+            _leave_alone(self.objective)
             self.objective = nn.parallel.DistributedDataParallel(
                 self.objective, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -118,3 +119,10 @@ class Learner:
                     moment = torch.empty_like(parameter)
                     moments[part] = moment.copy_(tensors[f"optimizer.{part}.{name}"])
                 self.optimizer.state[parameter] = moments
+
+
+def _leave_alone(module: nn.Module) -> None:
+    """Keep data parallelism from what does not learn, wherever it is: every rank has the same."""
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    frozen += [name for name, _ in module.named_buffers()]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)

@@ -112,7 +112,10 @@ class ModelStage:
         transformer, text = self._networks()
         if config.adapter is not None:
             transformer = frozen_base(transformer, world.device)
-        self._model = nn.ModuleDict({"transformer": transformer, "text": text}).to(world.device)
+        transformer.to(world.device)
+        if self._reads_text:
+            text.to(world.device)
+        self._model = nn.ModuleDict({"transformer": transformer, "text": text})
         if config.adapter is not None:
             adapter = new_adapter(transformer, config.adapter)
             adapters_of(transformer).add(ADAPTER, adapter)
@@ -123,6 +126,11 @@ class ModelStage:
             self._compile(transformer)
         self.noise = torch.Generator(world.device)
         self.noise.manual_seed((seed << 16) + world.rank)
+
+    @property
+    def _reads_text(self) -> bool:
+        """Whether captions are read while training; else the text encoder stays on the host."""
+        return True
 
     @property
     def model(self) -> nn.Module:
@@ -148,9 +156,13 @@ class ModelStage:
         """Videos of unseen captions, made as users make them: one MP4 each and one sheet."""
         config = self.config
         if config.sample_clips:
-            prompts = unseen_prompts(config.sample_clips, self._seed)
+            prompts = self._prompts(config.sample_clips)
             pipeline = self._pipeline(averaged.to(torch.float32))
             write_samples(pipeline, prompts, config.sample_chunks, folder)
+
+    def _prompts(self, count: int) -> list[str]:
+        """What samples are made of."""
+        return unseen_prompts(count, self._seed)
 
     def save(self, averaged: nn.Module, folder: Path) -> None:
         """Write the whole model in float16, what was learnt beside it merged in.

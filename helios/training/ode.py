@@ -99,6 +99,10 @@ class OdeStage(ModelStage):
         # The same on every rank: sections differ in length.
         self._choices = torch.Generator().manual_seed(seed)
 
+    @property
+    def _reads_text(self) -> bool:
+        return False
+
     def prepare(self) -> None:
         """Open the trajectories."""
         self._data.prepare()

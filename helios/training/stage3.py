@@ -117,6 +117,11 @@ class Stage3(FlowStage):
             raise ValueError(f"{config.initial} and {config.teacher} know different words")
         # Stages 2 and 3 leave the text encoder as it is, so there is mostly one to hold.
         shared = _alike(own_text, text)
+        if config.clips is not None and not shared:
+            raise ValueError(
+                f"{config.initial} and {config.teacher} read captions differently, but those of "
+                "stage.clips are encoded once"
+            )
         self._teacher_text = own_text if shared else text.to(world.device).requires_grad_(False)
         if config.adapter is None:
             teacher.requires_grad_(False)
@@ -144,9 +149,11 @@ class Stage3(FlowStage):
             torch._dynamo.config.recompile_limit = GRAPHS
             self._compile(teacher)
         with torch.no_grad():
-            self._unconditional = read_tokens(self._teacher_text, self._empty)
+            empty = self._empty.to(self._teacher_text.device)
+            self._unconditional = read_tokens(self._teacher_text, empty).to(world.device)
         if config.offload:
-            models = {"student": self._model, "teacher": teacher}
+            student = self._model if self._reads_text else parts_of(self._model)[0]
+            models = {"student": student, "teacher": teacher}
             self._residence = Residence(models, world.device)
         self._progress = 0.0
         # The same on every rank, so that no rank waits for another's longer rollout.
@@ -188,7 +195,7 @@ class Stage3(FlowStage):
         return ("student", "critic") if due else ("critic",)
 
     def batch(self, progress: float) -> Batch:
-        """Random clips of the ring."""
+        """Random clips."""
         self._progress = progress
         return super().batch(progress)
 
@@ -247,14 +254,16 @@ class Stage3(FlowStage):
             own = corrupt(window, config.student_corruption, noise)
         encoder = parts_of(self.model)[1]
         with torch.no_grad():
-            text = read_tokens(encoder, batch.tokens)
-            shared = self._teacher_text is encoder
+            text = self.read(self.model, batch, noise)
+            score_text = text
+            if batch.tokens is not None and self._teacher_text is not encoder:
+                score_text = read_tokens(self._teacher_text, batch.tokens)
             return Windows(
                 clean=torch.cat([part.clean for part in parts]),
                 window=window,
                 own=own,
                 text=text,
-                score_text=text if shared else read_tokens(self._teacher_text, batch.tokens),
+                score_text=score_text,
                 first=count,
                 progress=self._progress,
             )

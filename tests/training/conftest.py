@@ -14,7 +14,7 @@ def random_codec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("codec")
     torch.manual_seed(0)
     codec = Codec(WanAutoencoder(codec_config().stage.autoencoder))
-    (clip,) = SceneFrames(RING, torch.device("cpu"), seed=0).group(0)
+    clip = SceneFrames(RING, torch.device("cpu"), seed=0).group(0)
     latents = codec.encode(to_frames(clip))
     axes = (0, 2, 3, 4)
     codec = codec.with_statistics(latents.mean(axes).tolist(), latents.std(axes).tolist())

@@ -38,7 +38,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit_and_the_result_is_whole(tmp_pa
     assert report["psnr_worst"] <= report["psnr"] < 30
     assert (tmp_path / "a/samples/final/reconstruction.png").read_bytes()[:4] == b"\x89PNG"
     codec = load_codec(tmp_path / "a/model/vae")
-    (clip,) = SceneFrames(RING, torch.device("cpu"), seed=0).group(0)
+    clip = SceneFrames(RING, torch.device("cpu"), seed=0).group(0)
     latents = codec.encode(to_frames(clip))
     assert latents.shape == (2, 16, 9, 4, 6)
     # The statistics were measured on these very clips, before the weights were rounded.
