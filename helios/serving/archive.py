@@ -94,7 +94,7 @@ async def read_archive(service: Service, path: Path, owner: str) -> Record:
             "reference": None,
             "settings": document.settings,
             "name": document.name,
-            "chunks": len(recording.chunks),
+            "chunks": len(recording),
             "frames": recording.frames,
             "updated": time.time(),
             "expires": time.time() + service.config.limits.ttl,

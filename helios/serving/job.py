@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from typing import Any
 
 from helios.serving.journal import Record
 from helios.serving.recording import Recording
@@ -19,12 +20,14 @@ class Job:
     Attributes:
         record: in the journal.
         recording: what there is of it, once it runs.
+        progress: what is told of each chunk, without its picture.
         started: when, by the monotonic clock.
     """
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.recording: Recording | None = None
+        self.progress: list[dict[str, Any]] = []
         self.stream: StreamHandle | None = None
         self.ending: str | None = None
         """Code of the failure that was asked for: cancelled, server_shutdown."""

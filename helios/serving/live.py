@@ -272,7 +272,7 @@ class LiveConnection:
             add = max(1, round(message.seconds * session.settings["fps"]))
         chunk, length = await session.extend(add)
         await self._say("session.extended", session=session.id, chunk=chunk, num_frames=length)
-        if chunk < len(session.recording.chunks):
+        if chunk < len(session.recording):
             await asyncio.to_thread(session.recording.cut, chunk)
             await self._begin_stream(session, chunk)
 
@@ -282,8 +282,8 @@ class LiveConnection:
         """What the worker makes, to disk and then to the client."""
         try:
             if replay_from is not None:
-                for index in range(replay_from, len(session.recording.chunks)):
-                    noted = session.recording.chunks[index]
+                for index in range(replay_from, len(session.recording)):
+                    noted = await asyncio.to_thread(session.recording.noted, index)
                     fragment = await asyncio.to_thread(session.recording.read, index)
                     await self._send_chunk(session, noted, fragment, replayed=True)
             if session.over is not None:
@@ -338,7 +338,7 @@ class LiveConnection:
             "session.done",
             session=session.id,
             reason=reason,
-            chunks=len(session.recording.chunks),
+            chunks=len(session.recording),
             frames=session.recording.frames,
         )
 
@@ -352,7 +352,7 @@ class LiveConnection:
             "session.done",
             session=session.id,
             reason="worker",
-            chunks=len(session.recording.chunks),
+            chunks=len(session.recording),
             frames=session.recording.frames,
         )
 

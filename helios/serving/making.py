@@ -121,6 +121,16 @@ class Making:
                     job.stream.taken()
                     document["chunks"] = message["chunk"] + 1
                     document["progress"] = min(99, 100 * (message["chunk"] + 1) // chunks)
+                    job.progress.append(
+                        {
+                            "id": job.record.id,
+                            "chunk": message["chunk"],
+                            "frames": message["start_frame"] + message["frames"],
+                            "progress": document["progress"],
+                            "timings": message["timings"],
+                            "prompt": message["prompt"],
+                        }
+                    )
                     if message["chunk"] == 0:
                         taken = time.monotonic() - job.accepted
                         self._service.metrics.first.observe(taken)
@@ -169,7 +179,7 @@ class Making:
         self, recording: Recording, folder: Path, sources: list[tuple[Path, int | None]]
     ) -> None:
         self._service.check_disk()
-        shown = recording.chunks[0]["thumbnail"].partition(",")[2]
+        shown = recording.noted(0)["thumbnail"].partition(",")[2]
         (folder / "thumbnail.jpg").write_bytes(base64.b64decode(shown))
         plain_mp4(sources, folder / "video.mp4")
         sync(folder)
@@ -191,7 +201,7 @@ class Making:
 
 
 def _clear(recording: Recording) -> None:
-    for path in (recording.path, recording.folder / "chunks.jsonl"):
+    for path in (recording.path, recording.index):
         path.unlink(missing_ok=True)
 
 

@@ -13,6 +13,8 @@ from helios.serving.bodies import read_form
 from helios.serving.documents import file_body
 from helios.serving.errors import ApiError
 from helios.serving.files import send_file
+from helios.serving.journal import Record
+from helios.serving.recording import first_note
 from helios.serving.service import Service
 from helios.serving.sessions import recorded_chunks
 from helios.serving.shapes import session_shape
@@ -46,7 +48,7 @@ async def import_session(request: Request) -> JSONResponse:
             raise ApiError(400, "missing_required_parameter", "send one file named file", "file")
         _, path = form.files["file"]
         record = await read_archive(service, path, owner)
-    return JSONResponse(session_shape(service, record, chunks=True))
+    return await _shown(service, record)
 
 
 @router.get("/{session_id}")
@@ -54,7 +56,13 @@ async def get_session(request: Request, session_id: str) -> JSONResponse:
     """One session, with its chunks."""
     service = _service(request)
     record = service.sessions.find(session_id, request.state.owner)
-    return JSONResponse(session_shape(service, record, chunks=True))
+    return await _shown(service, record)
+
+
+async def _shown(service: Service, record: Record) -> JSONResponse:
+    """A session with its chunks; those of a long one take a while to read."""
+    chunks = await asyncio.to_thread(recorded_chunks, service.store.folder(record.id))
+    return JSONResponse(session_shape(service, record, chunks=chunks))
 
 
 @router.delete("/{session_id}")
@@ -82,10 +90,10 @@ async def session_thumbnail(request: Request, session_id: str) -> Response:
     """A small picture of its beginning."""
     service = _service(request)
     record = service.sessions.find(session_id, request.state.owner)
-    chunks = await asyncio.to_thread(recorded_chunks, service.store.folder(record.id))
-    if not chunks:
+    noted = await asyncio.to_thread(first_note, service.store.folder(record.id))
+    if noted is None:
         raise ApiError(404, "content_not_found", "nothing was recorded yet")
-    data = base64.b64decode(str(chunks[0]["thumbnail"]).partition(",")[2])
+    data = base64.b64decode(noted["thumbnail"].partition(",")[2])
     headers = {"content-disposition": f'inline; filename="{record.id}.jpg"'}
     return Response(data, headers=headers, media_type="image/jpeg")
 

@@ -51,11 +51,11 @@ def states_in(folder: Path) -> list[int]:
 def recorded_chunks(folder: Path) -> list[dict[str, Any]]:
     """What was said of each chunk of a recording, without its place in the file."""
     try:
-        chunks = Recording.open(folder).chunks
+        recording = Recording.open(folder)
     except OSError:
         return []
     hidden = ("offset", "bytes")
-    return [{k: v for k, v in chunk.items() if k not in hidden} for chunk in chunks]
+    return [{k: v for k, v in noted.items() if k not in hidden} for noted in recording.notes()]
 
 
 class Session:
@@ -205,7 +205,7 @@ class Session:
         """Bring the record up to date."""
         document = self.record_.document
         document["settings"] = self.settings
-        document["chunks"] = len(self.recording.chunks)
+        document["chunks"] = len(self.recording)
         document["frames"] = self.recording.frames
         document["updated"] = time.time()
         document["over"] = self.over
@@ -361,10 +361,10 @@ class Sessions:
     @staticmethod
     def _border(folder: Path, recording: Recording, asked: SessionResume) -> int:
         """The state to go on from: the one asked for, or the newest that the recording reaches."""
-        states = [chunk for chunk in states_in(folder) if chunk <= len(recording.chunks)]
+        states = [chunk for chunk in states_in(folder) if chunk <= len(recording)]
         if recording.frames % CHUNK_FRAMES:
             # The last chunk was cut: it is made again, so that the session can be extended.
-            states = [chunk for chunk in states if chunk < len(recording.chunks)]
+            states = [chunk for chunk in states if chunk < len(recording)]
         if asked.chunk is not None:
             if asked.chunk not in states:
                 shown = ", ".join(map(str, states)) or "none"
@@ -404,7 +404,7 @@ class Sessions:
                 recording = await asyncio.to_thread(Recording.open, folder)
             except OSError:
                 raise ApiError(404, "content_not_found", "the recording is gone") from None
-        if not recording.chunks:
+        if not len(recording):
             raise ApiError(409, "video_not_ready", "nothing was recorded yet")
         if live is not None:
             return recording.path, recording.size

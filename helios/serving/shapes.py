@@ -41,9 +41,11 @@ def video_shape(service: Service, record: Record) -> dict[str, Any]:
     }
 
 
-def session_shape(service: Service, record: Record, *, chunks: bool = False) -> dict[str, Any]:
-    """A live, parked, saved or imported session; with ``chunks`` what each of them shows."""
-    from helios.serving.sessions import recorded_chunks, states_in
+def session_shape(
+    service: Service, record: Record, *, chunks: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """A live, parked, saved or imported session; ``chunks``: what each of them shows, if wanted."""
+    from helios.serving.sessions import states_in
 
     document = record.document
     live = service.sessions.live.get(record.id)
@@ -64,14 +66,14 @@ def session_shape(service: Service, record: Record, *, chunks: bool = False) -> 
         "loras": [{"name": name, "scale": scale} for name, scale in document["loras"].items()],
         "prompts": document["prompts"],
         "parent": document.get("parent"),
-        "chunks": document.get("chunks", 0) if live is None else len(live.recording.chunks),
+        "chunks": document.get("chunks", 0) if live is None else len(live.recording),
         "frames": frames,
         "seconds": frames / settings.get("fps", 24),
         "kept": kept,
         "settings": settings,
     }
-    if chunks:
-        shape["chunk_list"] = recorded_chunks(folder)
+    if chunks is not None:
+        shape["chunk_list"] = chunks
     return shape
 
 

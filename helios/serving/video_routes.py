@@ -259,22 +259,13 @@ async def video_events(request: Request, video_id: str) -> Response:
 async def _events(service: Service, record: Record) -> AsyncIterator[str]:
     told = 0
     job = service.jobs.active(record.id)
-    while job is not None and service.jobs.is_active(record.id):
-        seen = job.version
-        chunks = [] if job.recording is None else job.recording.chunks
-        for noted in chunks[told:]:
+    while job is not None:
+        seen, going = job.version, service.jobs.is_active(record.id)
+        for progress in job.progress[told:]:
             told += 1
-            yield _event(
-                "video.progress",
-                {
-                    "id": record.id,
-                    "chunk": noted["chunk"],
-                    "frames": noted["start_frame"] + noted["frames"],
-                    "progress": record.document["progress"],
-                    "timings": noted["timings"],
-                    "prompt": noted["prompt"],
-                },
-            )
+            yield _event("video.progress", progress)
+        if not going:
+            break
         if await job.change(seen, KEEP_ALIVE_SECONDS) == seen:
             yield ": still here\n\n"
     shape: dict[str, Any] = video_shape(service, record)
