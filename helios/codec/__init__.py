@@ -2,14 +2,28 @@
 
 from helios.codec.codec import Codec, check_codec, load_codec, save_codec
 from helios.codec.config import AutoencoderConfig
+from helios.codec.preview import (
+    BUNDLED_PREVIEW,
+    PreviewCodec,
+    PreviewConfig,
+    PreviewDecoder,
+    load_preview,
+    save_preview,
+)
 from helios.codec.wan import Reconstruction, WanAutoencoder
 
 __all__ = [
+    "BUNDLED_PREVIEW",
     "AutoencoderConfig",
     "Codec",
+    "PreviewCodec",
+    "PreviewConfig",
+    "PreviewDecoder",
     "Reconstruction",
     "WanAutoencoder",
     "check_codec",
     "load_codec",
+    "load_preview",
     "save_codec",
+    "save_preview",
 ]

@@ -42,8 +42,14 @@ class Codec:
         network: the autoencoder; put into evaluation mode.
         config: the network's own with other statistics; None takes the network's.
 
+    Attributes:
+        trials: of cuDNN's algorithms for every convolution, when the fast decoder first decodes a
+            whole chunk of some size; 0: cuDNN's first guess is taken.
+
     Source: specification "model and sampling", section 8.1.
     """
+
+    trials: int = 0
 
     def __init__(self, network: WanAutoencoder, config: AutoencoderConfig | None = None) -> None:
         self.network = network.eval()
@@ -182,9 +188,9 @@ class Codec:
         if ops is None:
             return None
         weights = (*self.network.decoder.parameters(), *self.network.post_quant_conv.parameters())
-        state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        state = self.trials, tuple((weight.data_ptr(), weight._version) for weight in weights)
         if self._fast is None or self._fast[0] != state:
-            self._fast = (state, FastDecoder(self.network, ops))
+            self._fast = (state, FastDecoder(self.network, ops, trials=self.trials))
         return self._fast[1]
 
 

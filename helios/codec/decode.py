@@ -17,6 +17,7 @@ Source: specification "performance", design A.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, TypeAlias
@@ -257,16 +258,21 @@ class FastDecoder:
     Args:
         network: in the plain form (not ``is_residual``), on its device and in its dtype.
         ops: what runs between the convolutions.
+        trials: of cuDNN's algorithms for every convolution, at the first chunk of a size. cuDNN
+            remembers its choice for the thread and the shape, the first guess as well, so this
+            counts for shapes that the thread has not decoded before.
 
     Raises:
         ValueError: for the residual form.
     """
 
-    def __init__(self, network: WanAutoencoder, ops: Ops | None = None) -> None:
+    def __init__(self, network: WanAutoencoder, ops: Ops | None = None, *, trials: int = 0) -> None:
         if network.config.is_residual:
             raise ValueError("the fast decoder knows the plain form only, not is_residual")
         decoder = network.decoder
         self.ops = ops or PlainOps()
+        self._trials = trials
+        self._tuned: set[torch.Size] = set()
         self._enter = _Convolution.of(network.post_quant_conv)
         self._start = _Convolution.of(decoder.conv_in)
         self._parts = [_prepared(part) for part in _flat(network)]
@@ -292,6 +298,32 @@ class FastDecoder:
 
     def _head_input(self, latents: Tensor) -> Tensor:
         """What the last convolution gives, before its bias."""
+        with self._tuning(latents):
+            return self._through(latents)
+
+    @contextmanager
+    def _tuning(self, latents: Tensor) -> Iterator[None]:
+        """Inside, cuDNN measures its algorithms if it should and has not for this size."""
+        # One frame alone is asked for when somebody waits for it.
+        if not self._trials or latents.shape[2] == 1 or latents.shape in self._tuned:
+            yield
+            return
+        self._tuned.add(latents.shape)
+        if latents.is_cuda:
+            # What else runs on the device would be measured too.
+            torch.cuda.synchronize(latents.device)
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=True,
+            benchmark_limit=self._trials,
+            deterministic=cudnn.deterministic,
+            allow_tf32=cudnn.allow_tf32,
+        ):
+            yield
+
+    def _through(self, latents: Tensor) -> Tensor:
+        """All convolutions and what stands between them."""
         z = latents.to(self._enter.weight.dtype).movedim(1, -1).contiguous()
         z = F.pad(self._enter(z, biased=True), (0, 0, 0, 0, 0, 0, 2, 0))
         x = self._start(z, biased=True)

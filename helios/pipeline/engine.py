@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -51,10 +52,17 @@ class EngineConfig:
         graphs: record and replay CUDA graphs where that is possible.
         reuse_history: an approximation. ``"scale"``: history keys and values are those of the
             first step of each scale; ``"chunk"``: those of the first step of the chunk.
+        preview: an approximation. The folder of a preview decoder that makes the frames in place of
+            the codec's own; latents, and so the chunks to come, are what they would have been.
+        tune_decoder: how many of cuDNN's algorithms are tried for every convolution of the decoder
+            when it first decodes a whole chunk; 0: its first guess is taken. Trying takes seconds
+            once per process and may round in another order.
     """
 
     graphs: bool = True
     reuse_history: Reuse = "never"
+    preview: Path | None = None
+    tune_decoder: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a word that means nothing."""
@@ -63,11 +71,14 @@ class EngineConfig:
                 f"reuse_history must be one of {', '.join(get_args(Reuse))}, "
                 f"got {self.reuse_history!r}"
             )
+        if self.tune_decoder < 0:
+            raise ValueError(f"tune_decoder must not be negative, got {self.tune_decoder}")
 
     @property
     def approximations(self) -> list[str]:
         """Names of what is not exact, for the settings of a video."""
-        return [] if self.reuse_history == "never" else [f"reuse_history={self.reuse_history}"]
+        reused = [] if self.reuse_history == "never" else [f"reuse_history={self.reuse_history}"]
+        return reused if self.preview is None else [*reused, "preview_decoder"]
 
 
 class Engine:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helios.codec import PreviewCodec, load_preview
 from helios.conditioning import TextEncoder, check_prompt, fit, image_start, video_start
 from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, steps
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
@@ -79,6 +80,8 @@ class Pipeline(LoraLoading):
         self.schedule = schedule
         self.name = name
         self._engine = Engine(transformer, engine)
+        self._preview: tuple[object, PreviewCodec] | None = None
+        codec.trials = self._engine.config.tune_decoder
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +101,29 @@ class Pipeline(LoraLoading):
         return self._engine
 
     def accelerate(self, config: EngineConfig) -> None:
-        """Make forward passes in another way from the next chunk on."""
+        """Make forward passes and frames in another way from the next chunk on.
+
+        Raises:
+            CheckpointError: if a preview decoder is named that is not there, or for another codec.
+        """
+        if config.preview is not None:
+            self._previewing(config.preview)
         with self._weights:
             self._engine = Engine(self.transformer, config)
+            self.codec.trials = config.tune_decoder
+
+    @property
+    def decoder(self) -> Codec:
+        """What makes the frames: the codec, or the preview decoder that was asked for."""
+        folder = self._engine.config.preview
+        return self.codec if folder is None else self._previewing(folder)
+
+    def _previewing(self, folder: Path) -> PreviewCodec:
+        """The codec with the preview decoder in ``folder``, where and in what the codec is now."""
+        key = (folder, self.codec, self.codec.device, self.codec.dtype)
+        if self._preview is None or self._preview[0] != key:
+            self._preview = key, PreviewCodec(self.codec, load_preview(folder, self.codec))
+        return self._preview[1]
 
     @property
     def runs_ahead(self) -> bool:
@@ -341,7 +364,7 @@ class Pipeline(LoraLoading):
         texts = self.texts(request, resolved)
         ahead = self.runs_ahead
         waiting: Coming | None = None
-        with Outlet(self.codec, beside=ahead) as outlet:
+        with Outlet(self.decoder, beside=ahead) as outlet:
             while resolved.chunks is None or state.index < resolved.chunks:
                 alone = first_frame if state.index == 0 else None
                 try:
@@ -401,7 +424,7 @@ class Pipeline(LoraLoading):
         Raises:
             FloatingPointError: if the model gives values that are not finite.
         """
-        with Outlet(self.codec, beside=False) as outlet:
+        with Outlet(self.decoder, beside=False) as outlet:
             coming, after = self._begin(resolved, state, generator, texts, outlet)
             return coming.chunk(), after
 

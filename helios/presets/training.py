@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from helios.codec import PreviewConfig
 from helios.data import RingConfig
 from helios.presets import distillation, full_size, generation, models
 from helios.training import (
     CodecStageConfig,
     Emphasis,
     OptimizerConfig,
+    PreviewStageConfig,
     RunConfig,
     Stage1Config,
     Stage2Config,
@@ -21,6 +23,7 @@ from helios.training import (
 
 __all__ = [
     "TRAINING_PRESETS",
+    "preview_decoder",
     "tiny_codec",
     "tiny_codec_smooth",
     "tiny_stage1",
@@ -69,6 +72,24 @@ def tiny_codec_smooth() -> RunConfig:
             optimizer=OptimizerConfig(lr=6e-4, warmup_steps=100, final_share=0.0),
             ema_decay=0.998,
             checkpoint_every=0,
+        ),
+    )
+
+
+def preview_decoder() -> RunConfig:
+    """A preview decoder for the bundled autoencoder, or that of ``--codec``: minutes on a CPU."""
+    return RunConfig(
+        stage=PreviewStageConfig(
+            preview=PreviewConfig(),
+            codec=BUNDLED_CODEC,
+            data=RingConfig(group=8, first_groups=4, groups=24, refresh_every=48),
+        ),
+        trainer=TrainingConfig(
+            steps=2000,
+            optimizer=OptimizerConfig(lr=3e-3, warmup_steps=50, final_share=0.0),
+            ema_decay=0.99,
+            checkpoint_every=0,
+            final_checkpoint=False,
         ),
     )
 
@@ -133,6 +154,7 @@ def tiny_stage2() -> RunConfig:
 TRAINING_PRESETS: dict[str, Callable[[], RunConfig]] = {
     "tiny-codec": tiny_codec,
     "tiny-codec-smooth": tiny_codec_smooth,
+    "preview-decoder": preview_decoder,
     "tiny-stage1": tiny_stage1,
     "tiny-stage1-post": tiny_stage1_post,
     "tiny-stage2": tiny_stage2,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder, load_codec
 from helios.codec import save_preview as write_preview
-from helios.data import RingConfig, SceneFrames, to_frames
+from helios.data import RingConfig, SceneFrames
 from helios.distributed import World
 from helios.geometry import CHUNK_FRAMES
 from helios.training.codec_stage import measure_psnr, moving
@@ -167,10 +167,8 @@ class PreviewStage:
 
     def sample(self, averaged: nn.Module, folder: Path) -> None:
         """A sheet of unseen scenes as the codec decodes them, each above the preview."""
-        latents = self._unseen(0)[:4]
-        preview = self._previewing(averaged)
-        rows: list[Tensor] = []
-        for one in latents.split(1):
+        preview, rows = self._previewing(averaged), []
+        for one in self._unseen(4):
             rows += [self._codec.decode_uint8(one), preview.decode_uint8(one)]
         write_sheet(folder / "preview.png", [row[0].cpu().numpy() for row in rows])
 
@@ -180,11 +178,10 @@ class PreviewStage:
 
     def measure(self, averaged: nn.Module) -> dict[str, float]:
         """Peak signal-to-noise ratios against the codec's own frames, on unseen scenes."""
-        preview, found, wanted = self._previewing(averaged), [], self.config.validation_clips
-        for index in range(math.ceil(wanted / self.config.data.group)):
-            for one in self._unseen(index).split(1):
-                true, made = self._codec.decode_uint8(one), preview.decode_uint8(one)
-                found.append(measure_psnr(true, made))
+        preview, found = self._previewing(averaged), []
+        for one in self._unseen(self.config.validation_clips):
+            true, made = self._codec.decode_uint8(one), preview.decode_uint8(one)
+            found.append(measure_psnr(true, made))
         if not found:
             return {}
         moved = [one.moving for one in found if not math.isnan(one.moving)]
@@ -198,14 +195,15 @@ class PreviewStage:
         return PreviewCodec(self._codec, cast(PreviewDecoder, averaged))
 
     @torch.no_grad()
-    def _unseen(self, index: int) -> Tensor:
-        """Latents of a group of clips that training never shows."""
+    def _unseen(self, count: int) -> list[Tensor]:
+        """Latents of ``count`` clips of attribute combinations that training never shows."""
+        if not count:
+            return []
+        groups = math.ceil(count / self.config.data.group)
+        still = replace(self.config.data, first_groups=groups, groups=groups, refresh_every=0)
         data = SceneFrames(
-            self.config.data,
-            self._device,
-            seed=self._seed,
-            split="test",
-            compiled=self._compiled,
+            still, self._device, seed=self._seed, split="test", compiled=self._compiled
         )
-        (clip,) = data.group(index)
-        return torch.cat([self._codec.encode(to_frames(one)) for one in clip.split(4)])
+        data.prepare()
+        clips = data.batch(count, CHUNK_FRAMES)
+        return [self._codec.encode(clip) for clip in clips.split(1)]

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helios.codec import AutoencoderConfig, PreviewConfig, PreviewDecoder, save_preview
+from helios.codec.decode import FastDecoder, PlainOps
+from helios.errors import CheckpointError
+from helios.evaluation import random_codec
 from helios.history import HistoryWindow
 from helios.model import HeliosTransformer, TransformerConfig, reset_parameters
-from helios.pipeline import Engine, EngineConfig
+from helios.pipeline import Engine, EngineConfig, Pipeline, Request
 
 TEXT_ROWS = 6
+TINY_CODEC = AutoencoderConfig(
+    base_dim=4, dim_mult=(1, 1), num_res_blocks=1, temperal_downsample=(True,),
+    scale_factor_temporal=2, scale_factor_spatial=2,
+)  # fmt: skip
 
 
 def transformer(**changes: object) -> HeliosTransformer:
@@ -191,3 +203,49 @@ def test_no_graphs_where_they_cannot_be() -> None:
     hooked = copy.deepcopy(model)
     hooked.blocks[0].register_forward_pre_hook(lambda *_: None)
     assert not Engine(hooked).graphed
+
+
+def test_a_preview_decoder_is_named_and_changes_frames_only(
+    make_pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    pipe = make_pipeline()
+    torch.manual_seed(4)
+    config = PreviewConfig(
+        widths=(8, 6, 4),
+        frames=pipe.codec.config.temporal_ratio,
+        pixels=pipe.codec.config.spatial_ratio,
+    )
+    save_preview(PreviewDecoder(config), tmp_path / "preview", pipe.codec)
+    asked = Request(prompt="a red ball", num_frames=66, seed=5)
+    exact = list(pipe.stream(asked))
+    pipe.accelerate(EngineConfig(preview=tmp_path / "preview"))
+    preview = list(pipe.stream(asked))
+    for one, two in zip(exact, preview, strict=True):
+        assert torch.equal(one.latents, two.latents)
+        assert one.frames.shape == two.frames.shape
+        assert not np.array_equal(one.frames, two.frames)
+    assert pipe.settings(asked)["approximations"] == ["preview_decoder"]
+    pipe.accelerate(EngineConfig())
+    assert np.array_equal(next(pipe.stream(asked)).frames, exact[0].frames)
+    with pytest.raises(CheckpointError, match="missing"):
+        pipe.accelerate(EngineConfig(preview=tmp_path / "nothing"))
+    assert pipe.engine.config == EngineConfig()
+
+
+def test_the_decoder_is_tuned_once_for_every_size() -> None:
+    seen: list[bool] = []
+
+    class Watching(PlainOps):
+        def double_norm(self, *inputs: Any) -> Any:
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().double_norm(*inputs)
+
+    network = random_codec(TINY_CODEC, torch.device("cpu"), torch.float32).network
+    decoder = FastDecoder(network, Watching(), trials=3)
+    for frames in (1, 2, 2, 3, 1, 2):
+        decoder.levels(torch.randn(1, 16, frames, 2, 3))
+    assert seen == [False, True, False, True, False, False]
+    FastDecoder(network, Watching()).levels(torch.randn(1, 16, 2, 2, 3))
+    assert seen[-1] is False
+    with pytest.raises(ValueError, match="tune_decoder"):
+        EngineConfig(tune_decoder=-1)
