@@ -3,7 +3,9 @@
     python benchmarks/bench_decoder.py [--config wan|tiny] [--size 640x384] [--out FILE]
 
 Weights and latents are random. Prints a table of forms (milliseconds, error against float32), then
-one of convolutions with their achieved rate in the layouts that could be used.
+one of convolutions with their achieved rate in the layouts that could be used. "trials" is how many
+of cuDNN's algorithms were measured for each convolution. cuDNN keeps its choice, the first guess as
+well, for the thread and the shape, so every row has a thread of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +27,12 @@ import torch.nn.functional as F
 from helios.codec import Codec, WanAutoencoder
 from helios.codec.decode import FastDecoder, PlainOps, fast_ops
 from helios.evaluation import hardware, timed
+from helios.evaluation.throughput import Spread
 from helios.geometry import CHUNK_LATENTS, latent_size
 from helios.pipeline import decode_flops, pick_device
 from helios.presets import models
 
+T = TypeVar("T")
 LEVELS = ((384, 9, 8), (384, 17, 4), (192, 33, 2), (96, 33, 1))
 """Channels, frames, and how many times smaller than the picture, of the 3x3x3 convolutions."""
 
@@ -42,12 +48,25 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+TRIALS = (0, 3, 10)
+
+
 @contextmanager
-def tuned(on: bool):
+def tuned(trials: int) -> Iterator[None]:
     with torch.backends.cudnn.flags(
-        enabled=True, benchmark=on, deterministic=False, allow_tf32=True
+        enabled=True,
+        benchmark=trials > 0,
+        benchmark_limit=trials,
+        deterministic=False,
+        allow_tf32=True,
     ):
         yield
+
+
+def alone(call: Callable[[], T]) -> T:
+    """``call()`` in a thread for which cuDNN has chosen nothing yet."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def forms(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -64,45 +83,50 @@ def forms(options: argparse.Namespace) -> list[dict[str, Any]]:
         true = network.decode_patches(latents)
     rows: list[dict[str, Any]] = []
 
-    def measure(name: str, decode: Callable[[torch.Tensor], torch.Tensor], tune: bool) -> None:
-        try:
-            with torch.no_grad(), tuned(tune):
-                found = decode(latents).float()
+    def once(decode: Callable[[torch.Tensor], torch.Tensor], trials: int) -> dict[str, Any]:
+        with torch.no_grad(), tuned(trials):
+            began = time.perf_counter()
+            found, error = decode(latents), None
+            if found.dtype != torch.uint8:
                 found = found if found.shape == true.shape else found.movedim(-1, 1)
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                    before = torch.cuda.memory_allocated()
-                spread = timed(partial(decode, latents), device, options.repeat)
-                peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
+                error = float((found.float() - true).norm() / true.norm())
+            # Reading a number waits for the device.
+            found.flatten()[0].item()
+            first = time.perf_counter() - began
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            spread = timed(partial(decode, latents), device, options.repeat)
+            peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
+        return {**spread.to_json(), "relative_l2": error, "bytes": peak, "first_seconds": first}
+
+    def measure(name: str, decode: Callable[[torch.Tensor], torch.Tensor], trials: int) -> None:
+        try:
+            row = alone(partial(once, decode, trials))
         except (RuntimeError, torch.OutOfMemoryError) as error:
             print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
             return
-        error = float((found - true).norm() / true.norm())
-        rows.append(
-            {"form": name, "tuned": tune, **spread.to_json(), "relative_l2": error, "bytes": peak}
-        )
+        rows.append({"form": name, "trials": trials, **row})
+        far = "" if row["relative_l2"] is None else f"error {row['relative_l2']:.2e}"
         print(
-            f"{name:34s} tuned {tune!s:5s} {1e3 * spread.median:8.2f} ms  "
-            f"error {error:.2e}  {peak / 2**30:.1f} GiB",
+            f"{name:34s} trials {trials:2d} {row['median_ms']:8.2f} ms  first "
+            f"{row['first_seconds']:5.1f} s  {far}  {row['bytes'] / 2**30:.1f} GiB",
             flush=True,
         )
 
-    both = (False, True) if device.type == "cuda" else (False,)
-    for tune in both:
-        measure("plain fp32", network.decode_patches, tune)
+    several = TRIALS if device.type == "cuda" else (0,)
+    for trials in (several[0], several[-1]) if len(several) > 1 else several:
+        measure("plain fp32", network.decode_patches, trials)
     codec.to(dtype=torch.bfloat16)
     ops = fast_ops(latents)
-    for tune in both:
-        measure("plain bf16", network.decode_patches, tune)
-        measure("fast bf16, plain operations", FastDecoder(network, PlainOps()), tune)
+    for trials in several:
+        measure("plain bf16", network.decode_patches, trials)
+        measure("fast bf16, plain operations", FastDecoder(network, PlainOps()), trials)
         if ops is not None:
             fast = FastDecoder(network, ops)
-            measure("fast bf16, kernels", fast, tune)
-            measure("fast bf16, kernels, to bytes", lambda z, f=fast: f.levels(z), tune)
-            first = latents[:, :, :1]
-            spread = timed(lambda f=fast, z=first: f.levels(z), device, options.repeat)
-            print(f"first frame alone: {1e3 * spread.median:.2f} ms", flush=True)
-            rows.append({"form": "first frame", "tuned": tune, **spread.to_json()})
+            measure("fast bf16, kernels", fast, trials)
+            measure("fast bf16, kernels, to bytes", fast.levels, trials)
+            measure("first frame alone, to bytes", partial(_first, fast), trials)
     flops = decode_flops(config, *latent_size(height, width))
     for row in rows:
         row["tflops_per_second"] = flops / row["median_ms"] / 1e9
@@ -147,21 +171,29 @@ def _layouts(
         calls["stacked frames"] = lambda: F.conv2d(stacked.movedim(-1, 1), wide, padding=1)
     rows = []
     for name, call in calls.items():
-        for tune in (False, True):
+        for trials in TRIALS if device.type == "cuda" else (0,):
             try:
-                with torch.no_grad(), tuned(tune):
-                    spread = timed(call, device, repeat)
+                spread = alone(partial(_timed, call, device, repeat, trials))
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
                 continue
             rate = flops / spread.median / 1e12
-            rows.append({"layout": name, "tuned": tune, **spread.to_json(), "tflops": rate})
+            rows.append({"layout": name, "trials": trials, **spread.to_json(), "tflops": rate})
             print(
-                f"{channels:4d} channels {frames:2d}x{h}x{w}  {name:22s} tuned {tune!s:5s} "
+                f"{channels:4d} channels {frames:2d}x{h}x{w}  {name:22s} trials {trials:2d} "
                 f"{1e3 * spread.median:8.2f} ms  {rate:6.0f} TFLOP/s",
                 flush=True,
             )
     return rows
+
+
+def _first(decoder: FastDecoder, latents: torch.Tensor) -> torch.Tensor:
+    return decoder.levels(latents[:, :, :1])
+
+
+def _timed(call: Callable[[], object], device: torch.device, repeat: int, trials: int) -> Spread:
+    with torch.no_grad(), tuned(trials):
+        return timed(call, device, repeat)
 
 
 def main() -> int:
