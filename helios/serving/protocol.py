@@ -357,7 +357,15 @@ class Fault(_Strict):
     """``POST /test/faults`` of a server that was started for tests."""
 
     kind: Literal[
-        "out_of_memory", "non_finite", "error", "hang", "crash", "slow", "disk_full", "disk_free"
+        "out_of_memory",
+        "non_finite",
+        "error",
+        "hang",
+        "crash",
+        "slow",
+        "leak",
+        "disk_full",
+        "disk_free",
     ]
     after: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[Float, Field(ge=0, le=600)] = 0.0
