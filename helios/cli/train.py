@@ -39,6 +39,9 @@ def train(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Print the memory it will need as JSON and stop.")
+    ] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Print the configuration as JSON and stop.")
     ] = False,
@@ -47,7 +50,7 @@ def train(
     import json
 
     from helios.presets import ablation, override, training_preset
-    from helios.training import to_json
+    from helios.training import to_json, training_memory
     from helios.training import train as run
 
     changes = [setting for name in without or [] for setting in ablation(name)]
@@ -56,7 +59,8 @@ def train(
         if folder is not None:
             changes.append(f"stage.{name}={folder}")
     config = override(training_preset(preset), changes)
-    if show:
-        typer.echo(json.dumps(to_json(config), indent=2))
+    if show or memory:
+        found = training_memory(config).to_json() if memory else to_json(config)
+        typer.echo(json.dumps(found, indent=2))
         return
     run(config, out or Path("runs") / preset, resume=resume, device=device)

@@ -6,7 +6,7 @@ from helios.training.config import RunConfig, TrainingConfig, to_json
 from helios.training.dmd import DynamicRenoise
 from helios.training.examples import Example, cut_example
 from helios.training.flow_stage import FlowConfig, FlowStage
-from helios.training.memory import Stage3Memory, stage3_memory
+from helios.training.memory import TrainingMemory, training_memory
 from helios.training.networks import TextSize, find_codec, find_model
 from helios.training.ode import OdeConfig, OdeStage
 from helios.training.optim import OptimizerConfig, learning_rate
@@ -42,16 +42,16 @@ __all__ = [
     "Stage2Config",
     "Stage3",
     "Stage3Config",
-    "Stage3Memory",
     "StageConfig",
     "TextSize",
     "Trainer",
     "TrainingConfig",
+    "TrainingMemory",
     "cut_example",
     "find_codec",
     "find_model",
     "learning_rate",
-    "stage3_memory",
     "to_json",
     "train",
+    "training_memory",
 ]

@@ -1,4 +1,4 @@
-"""What stage 3 needs of a device, counted from the configuration before anything is loaded.
+"""What a run needs of a device, counted from its configuration before anything is loaded.
 
 Weights, adapters and heads are counted exactly, on the meta device; activations by the formula of
 the specification "model and sampling", 10.3, for blocks that are computed again ("training", 7.1
@@ -7,6 +7,7 @@ and 7.4). What the allocator wastes and a codec that encodes scenes come on top.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,114 +15,168 @@ from torch import nn
 
 from helios.geometry import CHUNK_LATENTS, latent_size, token_count
 from helios.model import HeliosTransformer, TransformerConfig, cast, new_adapter
-from helios.training.adversarial import AdversarialConfig, Discriminator
+from helios.training.adversarial import Discriminator
+from helios.training.config import RunConfig
+from helios.training.model_stage import ModelConfig
+from helios.training.ode import OdeConfig
+from helios.training.stage1 import Stage1Config
+from helios.training.stage2 import Stage2Config
 from helios.training.stage3_config import Stage3Config
 
-__all__ = ["Stage3Memory", "stage3_memory"]
+__all__ = ["TrainingMemory", "training_memory"]
 
 HALF = 2
 """Bytes of a bfloat16 number."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage3Memory:
-    """Bytes on one device, at the most demanding moment of each turn.
+class TrainingMemory:
+    """Bytes on one device and in the memory of its host.
 
     Attributes:
-        student: frozen weights of the student.
-        teacher: frozen weights of teacher and critic, which are one network.
-        learning: adapters and heads.
-        moments: the optimizers' two averages of each of them.
-        parked: those of student and critic, if they wait in host memory until their optimizer
-            steps.
-        average: of the student's adapter.
-        student_turn: gradients and activations while the student learns.
-        critic_turn: likewise for the critic.
-        offload: whether the frozen weights of only one network are there at a time.
+        frozen: weights that do not learn and are on the device at the same time.
+        learning: adapters, layers that learn in full, and heads.
+        average: of what the result is made of.
+        moments: the optimizers' two numbers for each learnt one, while they are on the device.
+        turns: gradients and activations of each that learns; an optimizer's step that needs its
+            moments back is a turn too. Only one of them is there at a time.
+        host: frozen weights and moments that wait in host memory.
     """
 
-    student: int
-    teacher: int
+    frozen: int
     learning: int
-    moments: int
-    parked: tuple[int, int] | None
     average: int
-    student_turn: int
-    critic_turn: int
-    offload: bool
+    moments: int
+    turns: Mapping[str, int]
+    host: int
 
     @property
     def total(self) -> int:
-        """The larger of both turns."""
-        always = self.learning + self.average
-        turns = [self.student_turn, self.critic_turn]
-        if self.parked is None:
-            always += self.moments
-        else:
-            # While an optimizer steps there are no activations, but gradients and its moments.
-            turns += [moments + moments // 2 for moments in self.parked]
-        # When one base leaves for the other, the student's graph waits for its own to come back.
-        both = self.student + self.teacher
-        return always + max(turns) + (max(self.student, self.teacher) if self.offload else both)
+        """At the most demanding moment of a step."""
+        always = self.frozen + self.learning + self.average + self.moments
+        return always + max(self.turns.values())
+
+    @property
+    def writing(self) -> int:
+        """While samples and results are made: the averages are put into a copy of what learns."""
+        return self.frozen + self.learning + 2 * self.average + self.moments
+
+    def to_json(self) -> dict[str, object]:
+        """Everything, in bytes."""
+        parts = {name: getattr(self, name) for name in ("frozen", "learning", "average", "moments")}
+        sums = {"host": self.host, "writing": self.writing, "total": self.total}
+        return {**parts, "turns": dict(self.turns), **sums}
 
 
-def stage3_memory(config: Stage3Config, *, moments_on_host: bool = False) -> Stage3Memory:
-    """The forecast for ``config`` with adapters and blocks that are computed again.
+@dataclass(frozen=True)
+class _Player:
+    """One that learns: what it learns, and what is kept for its backward pass."""
+
+    learning: int
+    activations: int
+
+    def turns(self, name: str, *, parked: bool, average: int) -> dict[str, int]:
+        """Gradients are as many as the learnt numbers, moments twice as many."""
+        found = {name: self.learning + self.activations}
+        # The average moves by a difference that is computed for all of it at once.
+        found[f"{name}, its step"] = self.learning + max(2 * self.learning * parked, average)
+        return found
+
+
+def training_memory(config: RunConfig) -> TrainingMemory:
+    """The forecast for a run with an adapter and blocks that are computed again.
 
     Args:
-        config: what is trained.
-        moments_on_host: as the trainer's setting.
+        config: stage 1, 2 or 3, or the warm-up on trajectories.
 
     Raises:
-        ValueError: if the student learns in full, or activations are kept: then memory is not what
+        ValueError: if all of the network learns, or activations are kept: then memory is not what
             limits it, or not what is counted here.
     """
-    if config.adapter is None or not config.recompute:
+    stage, parked = config.stage, config.trainer.moments_on_host
+    if not isinstance(stage, ModelConfig) or stage.adapter is None or not stage.recompute:
         raise ValueError("the forecast is for stage.adapter and stage.recompute=true")
     with torch.device("meta"):
-        network = cast(HeliosTransformer(config.transformer), torch.bfloat16)
-        student = _bytes(new_adapter(network, config.adapter))
-        critic = _bytes(new_adapter(network, config.critic))
-        heads = 0
+        network = cast(HeliosTransformer(stage.transformer), torch.bfloat16)
+        adapter = _bytes(new_adapter(network, stage.adapter))
+    base, away = _bytes(network), 0
+    players = {"student": _Player(adapter, _activations(stage))}
+    if isinstance(stage, Stage3Config):
+        players["critic"] = _Player(_critic(stage, network), _critic_activations(stage))
+        # When one base leaves for the other, the student's graph waits for its own to come back.
+        away = 2 * base if stage.offload else 0
+        base = base if stage.offload else 2 * base
+    turns: dict[str, int] = {}
+    for name, player in players.items():
+        average = adapter if name == "student" else 0
+        turns |= player.turns(name, parked=parked, average=average)
+    learning = sum(player.learning for player in players.values())
+    return TrainingMemory(
+        frozen=base,
+        learning=learning,
+        average=adapter,
+        moments=0 if parked else 2 * learning,
+        turns=turns,
+        host=away + (2 * learning if parked else 0),
+    )
+
+
+def _critic(config: Stage3Config, network: HeliosTransformer) -> int:
+    """Bytes of the critic's adapter and heads."""
+    with torch.device("meta"):
+        total = _bytes(new_adapter(network, config.critic))
         if config.adversarial is not None:
             shape = (config.transformer.width, config.transformer.out_channels)
-            heads = _bytes(Discriminator(config.adversarial, *shape))
-    base, batch = _bytes(network), config.batch
-    history, grids = _tokens(config)
-    rollout = sum(history + tokens for tokens in grids)
-    whole = history + grids[-1]
-    judged = 3 * (history + _cropped(grids[-1], config.adversarial))
-    return Stage3Memory(
-        student=base,
-        teacher=base,
-        learning=student + critic + heads,
-        moments=2 * (student + critic + heads),
-        parked=(2 * student, 2 * (critic + heads)) if moments_on_host else None,
-        average=student,
-        student_turn=student + batch * _kept(config.transformer, rollout, whole),
-        # Both terms of the critic are one graph.
-        critic_turn=critic + heads + batch * _kept(config.transformer, whole + judged, judged),
-        offload=config.offload,
-    )
+            total += _bytes(Discriminator(config.adversarial, *shape))
+    return total
+
+
+def _activations(config: ModelConfig) -> int:
+    """What is kept while a loss of the student is computed, for all of the batch."""
+    if isinstance(config, OdeConfig):
+        height, width = config.generation.height, config.generation.width
+        history, grids = _tokens(height, width, config.schedule.stages)
+        # All sections and stages are one graph.
+        tokens = config.sections * sum(history + grid for grid in grids)
+        return config.batch * _kept(config.transformer, tokens, history + grids[-1])
+    if not isinstance(config, Stage1Config | Stage2Config | Stage3Config):
+        raise ValueError(f"there is no forecast for {type(config).__name__}")
+    data, stages = config.data, config.schedule.stages
+    history, grids = _tokens(data.height, data.width, stages)
+    if isinstance(config, Stage2Config):
+        tokens = sum(n * (history + grid) for n, grid in zip(config.scales, grids, strict=True))
+        largest = tokens if config.packed else history + grids[-1]
+    elif isinstance(config, Stage3Config):
+        # One step of each stage has a gradient.
+        tokens, largest = sum(history + grid for grid in grids), history + grids[-1]
+    else:
+        tokens = largest = history + grids[-1]
+    return config.batch * _kept(config.transformer, tokens, largest)
+
+
+def _critic_activations(config: Stage3Config) -> int:
+    """Likewise for the critic: both of its terms are one graph."""
+    history, grids = _tokens(config.data.height, config.data.width, config.schedule.stages)
+    whole, judged = history + grids[-1], 0
+    if config.adversarial is not None:
+        judged = 3 * (history + round(grids[-1] * config.adversarial.crop**2))
+    kept = _kept(config.transformer, whole + judged, max(whole, judged))
+    return config.batch * kept
 
 
 def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _tokens(config: Stage3Config) -> tuple[int, list[int]]:
+def _tokens(height: int, width: int, stages: int) -> tuple[int, list[int]]:
     """Tokens of the history, and of a chunk in each stage, coarsest first."""
-    rows, columns = latent_size(config.data.height, config.data.width)
-    scales = [2**k for k in reversed(range(config.schedule.stages))]
+    rows, columns = latent_size(height, width)
+    scales = [2**k for k in reversed(range(stages))]
     grids = [token_count(CHUNK_LATENTS, rows // s, columns // s) for s in scales]
     short = token_count(2, rows, columns)
     mid = -(-rows // 4) * -(-columns // 4)
     long = 4 * -(-rows // 8) * -(-columns // 8)
     return short + mid + long, grids
-
-
-def _cropped(tokens: int, config: AdversarialConfig | None) -> int:
-    return 0 if config is None else round(tokens * config.crop**2)
 
 
 def _kept(config: TransformerConfig, tokens: int, largest: int) -> int:

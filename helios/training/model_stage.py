@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from helios.training.networks import (
     unseen_prompts,
     write_samples,
 )
+from helios.training.optim import host_copy
 
 __all__ = ["ModelConfig", "ModelStage", "frozen_base"]
 
@@ -157,7 +157,7 @@ class ModelStage:
         config = self.config
         if config.sample_clips:
             prompts = self._prompts(config.sample_clips)
-            pipeline = self._pipeline(averaged.to(torch.float32))
+            pipeline = self._pipeline(averaged)
             write_samples(pipeline, prompts, config.sample_chunks, folder)
 
     def _prompts(self, count: int) -> list[str]:
@@ -165,17 +165,17 @@ class ModelStage:
         return unseen_prompts(count, self._seed)
 
     def save(self, averaged: nn.Module, folder: Path) -> None:
-        """Write the whole model in float16, what was learnt beside it merged in.
+        """Write the whole model in float16, what was learnt beside it merged in on the host.
 
         An adapter is also written by itself, as a file beside the folder.
         """
-        merged = copy.deepcopy(averaged)
+        merged = host_copy(averaged)
         adapters = adapters_of(parts_of(merged)[0])
         if self.config.adapter is not None:
             own = adapters.acting[0][0]
             save_adapter(own, folder.parent / ADAPTER_NAME, dtype=STORED)
         adapters.merge(keep=False)
-        self._pipeline(merged.to(STORED)).save(folder, overwrite=True)
+        self._pipeline(merged.to("cpu", STORED)).save(folder, overwrite=True)
 
     def _pipeline(self, model: nn.Module) -> Pipeline:
         config = self.config

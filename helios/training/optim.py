@@ -17,6 +17,7 @@ __all__ = [
     "adamw",
     "averaged_copy",
     "ema_decay",
+    "host_copy",
     "learning",
     "learning_rate",
 ]
@@ -126,13 +127,26 @@ class Ema:
 def averaged_copy(model: nn.Module, averages: Sequence[Ema]) -> nn.Module:
     """A copy of ``model``, not compiled, in evaluation mode, with the averaged parameters.
 
+    What does not learn is not copied but shared: beside a large frozen base the copy is as small
+    as the adapter. Nothing may write to its parameters, nor give them another dtype or device.
+
     Args:
         model: holds every parameter that is averaged.
         averages: of all of it, or of parts of it.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     result = copy.deepcopy(model, copies)
     for average in averages:
         for name, parameter in average.current.items():
             copies[id(parameter)].copy_(average.weights[name])
     return result.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def host_copy(model: nn.Module) -> nn.Module:
+    """A copy in host memory, made tensor by tensor, so that the device needs no room for it."""
+    copies: dict[int, Any] = {}
+    for parameter in model.parameters():
+        held = parameter.detach().to("cpu", copy=True)
+        copies[id(parameter)] = nn.Parameter(held, requires_grad=False)
+    return copy.deepcopy(model, copies).to("cpu")

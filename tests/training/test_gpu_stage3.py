@@ -90,3 +90,15 @@ def test_offloading_changes_memory_and_nothing_else(models):
         for offload in (False, True)
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_an_adapter_beside_offloaded_bases_ends_in_a_model_that_samples(tmp_path, models):
+    few = ["trainer.steps=2", "stage.batch=2", "stage.validation_clips=8", "stage.student_after=0"]
+    config = stage3(models, *few, "stage.adversarial=none", "trainer.moments_on_host=true")
+    economical = {"adapter": LoraConfig(rank=8), "recompute": True, "offload": True}
+    config = replace(config, stage=replace(config.stage, sample_clips=1, **economical))
+    report = train(config, tmp_path, device="cuda")
+    assert report["unseen_distance"] < 10
+    assert (tmp_path / "samples/final/sheet.png").is_file()
+    pipe = helios.pipeline.load(tmp_path / "model", device="cuda")
+    assert pipe("a red ball", num_frames=33, seed=1, steps=(1, 1, 1)).frames.shape[0] == 33

@@ -208,14 +208,14 @@ def test_compiled_or_not_the_losses_are_the_same_and_graphs_are_few(random_model
             stage = stage3_config(random_models).stage.build(alone(), seed=0, compiled=compiled)
             stage._data._compiled = False
             stage.prepare()
-            for turn in range(3):
+            for turn in range(2):
                 for loss_of in (stage.loss, stage.critic_loss):
                     loss, _ = loss_of(stage.batch(0.0))
                     loss.backward()
                     found.append(loss.item())
                 graphs.append((turn, counter.frame_count))
-    assert found[6:] == pytest.approx(found[:6], rel=1e-4)
-    (_, none), (_, first), (_, last) = graphs[2], graphs[3], graphs[5]
+    assert found[4:] == pytest.approx(found[:4], rel=1e-4)
+    (_, none), (_, first), (_, last) = graphs[1:]
     assert none == 0
     assert 0 < first <= last <= 16
 
