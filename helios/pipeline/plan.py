@@ -34,6 +34,7 @@ __all__ = [
     "Machine",
     "Sizes",
     "check_fits",
+    "chunk_memory",
     "decode_flops",
     "find_machine",
     "forecast",
@@ -219,8 +220,7 @@ def forecast(
     transformer, autoencoder = _configs(model)
     sizes = measure(model, dtype)
     rows, columns = latent_size(resolved.height, resolved.width)
-    decoder = _decoder_activations(autoencoder, resolved.height, resolved.width, dtype)
-    activations = max(transformer_activations(transformer, rows, columns, dtype), decoder)
+    activations = chunk_memory(transformer, autoencoder, resolved.height, resolved.width, dtype)
     forwards = _forwards(resolved.plan, 1 if resolved.guidance is None else 2)
     counts = [
         (count, forward_flops(transformer, rows, columns, scale=scale)) for count, scale in forwards
@@ -304,6 +304,19 @@ def transformer_activations(
     noisy, history = _tokens(rows, columns, 1)
     wide = max(_ACTIVATIONS * config.width, 3 * config.width + 2 * config.ffn_dim)
     return (noisy + history) * wide * dtype.itemsize
+
+
+def chunk_memory(
+    transformer: TransformerConfig,
+    autoencoder: AutoencoderConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> int:
+    """Bytes that making and decoding one chunk takes on the device, beside the weights."""
+    rows, columns = latent_size(height, width)
+    decoder = _decoder_activations(autoencoder, height, width, dtype)
+    return max(transformer_activations(transformer, rows, columns, dtype), decoder)
 
 
 def forward_flops(
