@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from helios.codec import Codec, WanAutoencoder
 from helios.codec.decode import FastDecoder, PlainOps, fast_ops
 from helios.evaluation import hardware, timed
-from helios.evaluation.throughput import Spread
+from helios.evaluation.clock import Spread
 from helios.geometry import CHUNK_LATENTS, latent_size
 from helios.pipeline import decode_flops, pick_device
 from helios.presets import models

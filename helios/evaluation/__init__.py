@@ -3,6 +3,7 @@
 from helios.evaluation.accuracy import Rate, assess, tables_markdown, tabulate, wilson_interval
 from helios.evaluation.arms import own_arms
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, Report, continuation, measure
+from helios.evaluation.clock import timed
 from helios.evaluation.generation import generate_batch, stream_batch, untrained
 from helios.evaluation.heliosbench import TIERS, Bench, takes_of
 from helios.evaluation.metrics import (
@@ -35,7 +36,6 @@ from helios.evaluation.throughput import (
     PipelineArm,
     Visit,
     bench,
-    timed,
     visit_of,
 )
 from helios.evaluation.throughput_report import hardware, report

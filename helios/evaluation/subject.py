@@ -16,10 +16,25 @@ from helios.history import HISTORY_FRAMES, HistoryWindow
 from helios.kernels import plain
 from helios.model import HeliosTransformer, TransformerConfig, empty_transformer, fp32_names
 
-__all__ = ["Subject", "random_codec", "random_transformer", "reference_velocity"]
+__all__ = ["Lengths", "Subject", "random_codec", "random_transformer", "reference_velocity"]
 
 _REAL_TOKENS = 140
 """Rows of a text embedding that are not padding."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of one forward pass.
+
+    Attributes:
+        noisy: of the chunk.
+        history: of what came before.
+        text: rows of the text.
+    """
+
+    noisy: int
+    history: int
+    text: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +113,13 @@ class Subject:
         """Noisy latents after so many halvings of rows and columns."""
         shrink = 2**halvings
         return self.latents[..., ::shrink, ::shrink].contiguous()
+
+    @torch.no_grad()
+    def lengths(self, x: Tensor) -> Lengths:
+        """Tokens of a forward pass over noisy latents ``x``."""
+        model = self.transformer
+        tokens, history = model.patches(x.to(self.dtype), model.remembered(self.window))
+        return Lengths(tokens.shape[1] - history, history, self.text.shape[-2])
 
     def told(self, timestep: int) -> Tensor:
         """A timestep as the sampler tells it."""

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from helios.diffusion import Denoiser
-from helios.evaluation.subject import Subject, reference_velocity
+from helios.evaluation.clock import Spread, timed
+from helios.evaluation.subject import Lengths, Subject, reference_velocity
+from helios.evaluation.timeline import Library, measure_ceiling, measure_library
 from helios.geometry import CHUNK_FRAMES, latent_size
 from helios.pipeline import (
     Pipeline,
@@ -35,7 +37,7 @@ from helios.pipeline import (
     resident_memory,
 )
 
-__all__ = ["Arm", "BenchConfig", "PipelineArm", "Spread", "Visit", "bench", "timed", "visit_of"]
+__all__ = ["Arm", "BenchConfig", "PipelineArm", "Visit", "bench", "visit_of"]
 
 _SPAN = 20
 """Chunks at both ends of a long visit that are compared."""
@@ -93,32 +95,6 @@ class Visit:
     memory: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and 90th percentile of some durations in seconds, and their number."""
-
-    median: float
-    least: float
-    p90: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
-        ordered = sorted(values)
-        ninth = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
-        return cls(statistics.median(ordered), ordered[0], ninth, len(ordered))
-
-    def to_json(self) -> dict[str, float]:
-        """In milliseconds."""
-        return {
-            "median_ms": round(1e3 * self.median, 3),
-            "min_ms": round(1e3 * self.least, 3),
-            "p90_ms": round(1e3 * self.p90, 3),
-            "count": self.count,
-        }
-
-
 class Arm(ABC):
     """One engine, ready to run on the tensors of a ``Subject``.
 
@@ -149,6 +125,10 @@ class Arm(ABC):
     @abstractmethod
     def modules(self) -> Sequence[torch.nn.Module]:
         """Everything it keeps on the device, to count bytes."""
+
+    def library(self, lengths: Lengths, repeat: int) -> Library | None:
+        """The library calls of one forward pass alone; none where nobody knows them."""
+        return None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -210,6 +190,12 @@ class PipelineArm(Arm):
     def decode(self, latents: Tensor) -> Tensor:
         """By the pipeline's decoder, as bytes."""
         return self.pipeline.codec.decode_uint8(latents)
+
+    def library(self, lengths: Lengths, repeat: int) -> Library | None:
+        """Those of the exact algorithm; an approximation leaves some of them out."""
+        if self.kind == "approximate":
+            return None
+        return measure_library(self.pipeline.transformer, lengths, repeat)
 
     def modules(self) -> Sequence[torch.nn.Module]:
         """Transformer and autoencoder."""
@@ -273,6 +259,7 @@ class _Run:
 
     def measure_reference(self) -> None:
         """Velocities and frames in float32 by the plain formulas, the same weights widened."""
+        self.ceiling = measure_ceiling(self.subject.device, self.subject.dtype)
         self.expected = reference_velocity(self.subject, self.inputs)
         self.expected_frames = self.subject.reference_frames()
         self.note("float32 reference done")
@@ -301,12 +288,14 @@ class _Run:
         repeat, device = self.config.forwards, self.subject.device
         forwards = [timed(partial(arm.velocity, x, t), device, repeat) for x, t in self.inputs]
         latents = self.subject.latents
+        calls = [arm.library(self.subject.lengths(x), repeat) for x, _ in self.inputs]
         decoding = timed(lambda: arm.decode(latents), device, repeat)
         return {
             "kind": arm.kind,
             "start_seconds": round(ready, 2),
             "cold_first_chunk_seconds": round(first.first, 3),
             "forward": [spread.to_json() for spread in forwards],
+            "library": [one.to_json() for one in calls if one is not None],
             "decode": decoding.to_json(),
             "error": [self._error(arm, i) for i in range(len(self.inputs))],
             "decode_error": _distance(arm.frames(latents).float(), self.expected_frames, psnr=True),
@@ -417,31 +406,12 @@ class _Run:
             "floor": {
                 "flops": self.part_flops(),
                 "peak_flops_per_second": find_machine(self.subject.device).flops,
+                "ceiling": asdict(self.ceiling),
             },
             "arms": self.arms,
             "left_out": self.left_out,
             "seconds": round(time.perf_counter() - self.began, 1),
         }
-
-
-def timed(call: Callable[[], object], device: torch.device, repeat: int) -> Spread:
-    """How long ``call`` takes on ``device``, after one call that does not count."""
-    call()
-    seconds = []
-    for _ in range(repeat):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(device)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            seconds.append(1e-3 * start.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - began)
-    return Spread.of(seconds)
 
 
 def _distance(found: Tensor, expected: Tensor, *, psnr: bool = False) -> dict[str, float]:

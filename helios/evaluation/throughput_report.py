@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from helios.evaluation.timeline import timeline
+
 __all__ = ["hardware", "report"]
 
 _STAGES = ("1/4", "1/2", "full")
@@ -39,7 +41,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines = ["# Throughput", "", _about(result), ""]
     for plan in result["protocol"]["plans"]:
         lines += _speed(result["arms"], ",".join(map(str, plan)))
-    lines += [*_parts(result["arms"], result["floor"]), *_errors(result["arms"])]
+    lines += [*_parts(result["arms"], result["floor"]), *_timelines(result)]
+    lines += [*_errors(result["arms"])]
     if result["left_out"]:
         lines += ["Left out:", "", *(f"- {line}" for line in result["left_out"]), ""]
     return "\n".join(lines)
@@ -114,6 +117,26 @@ def _parts(arms: Mapping[str, Any], floor: Mapping[str, Any]) -> Iterator[str]:
         cells = [f"{1e3 * flops / peak:.1f}" for flops in floor["flops"]]
         yield f"| floor in bfloat16 at {peak / 1e12:.0f} TFLOP/s | {' | '.join(cells)} | |"
     yield ""
+
+
+def _timelines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Every engine whose library calls are known, at the first plan."""
+    plan, floor = result["protocol"]["plans"][0], result["floor"]
+    name = ",".join(map(str, plan))
+    ceiling = floor["ceiling"]
+    narrow = "" if ceiling["e4m3"] is None else f", {ceiling['e4m3'] / 1e12:.4g} in e4m3"
+    for arm, figures in result["arms"].items():
+        if not figures["library"] or name not in figures["plans"]:
+            continue
+        yield f"## Time line of a chunk at ({name}): {arm}"
+        yield ""
+        yield (
+            f"Floor: operations at the {ceiling['product'] / 1e12:.4g} TFLOP/s{narrow} that one "
+            "large product reached here in this run."
+        )
+        yield ""
+        yield from timeline(figures, plan, floor)
+        yield ""
 
 
 def _errors(arms: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,58 @@
+"""How long something takes on a device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Spread", "timed"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and 90th percentile of some durations in seconds, and their number."""
+
+    median: float
+    least: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        ordered = sorted(values)
+        ninth = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
+        return cls(statistics.median(ordered), ordered[0], ninth, len(ordered))
+
+    def to_json(self) -> dict[str, float]:
+        """In milliseconds."""
+        return {
+            "median_ms": round(1e3 * self.median, 3),
+            "min_ms": round(1e3 * self.least, 3),
+            "p90_ms": round(1e3 * self.p90, 3),
+            "count": self.count,
+        }
+
+
+def timed(call: Callable[[], object], device: torch.device, repeat: int) -> Spread:
+    """How long ``call`` takes on ``device``, after one call that does not count."""
+    call()
+    seconds = []
+    for _ in range(repeat):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(device)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            seconds.append(1e-3 * start.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+    return Spread.of(seconds)

@@ -1,0 +1,87 @@
+"""Floors and gaps against closed forms; the library calls are those of the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helios.evaluation.subject import Lengths
+from helios.evaluation.timeline import Library, measure_ceiling, measure_library, timeline
+from helios.geometry import token_count
+from helios.model import Fp8Config, quantised
+
+
+def test_operations_are_counted_block_by_block(subject) -> None:
+    made = subject()
+    config = made.transformer.config
+    lengths = made.lengths(made.noisy(1))
+    assert lengths.noisy == token_count(9, 4, 4)
+    assert lengths.text == made.text.shape[1]
+    library = measure_library(made.transformer, lengths, 1)
+    everyone, width = lengths.noisy + lengths.history, config.width
+    products = (8 * width**2 + 4 * width * config.ffn_dim) * everyone
+    products += 4 * width**2 * lengths.noisy
+    looked = 4 * width * (everyone**2 + lengths.noisy * lengths.text)
+    assert library.product_flops == config.num_layers * products
+    assert library.attention_flops == config.num_layers * looked
+    assert library.e4m3_flops == 0
+    assert min(library.products, library.attention) > 0
+
+
+def test_what_is_quantised_counts_as_such(subject) -> None:
+    made = subject(torch.bfloat16, torch.float32)
+    lengths = Lengths(12, 8, 4)
+    for config, share in (
+        (Fp8Config(attention_from=None), "products"),
+        (Fp8Config(attention_from=20), "both"),
+        (Fp8Config(attention_from=21), "products"),
+    ):
+        with torch.no_grad(), quantised(made.transformer, config) as narrow:
+            found = measure_library(narrow, lengths, 1)
+        expected = found.product_flops
+        if share == "both":
+            text = 4 * narrow.config.width * 12 * 4 * narrow.config.num_layers
+            expected += found.attention_flops - text
+        assert found.e4m3_flops == expected
+
+
+def test_ceiling_is_a_rate() -> None:
+    ceiling = measure_ceiling(torch.device("cpu"), torch.float32, 1)
+    assert ceiling.product > 1e8
+    assert ceiling.e4m3 is None
+
+
+def test_gaps_add_up() -> None:
+    # 1 TFLOP of products in 4 ms, 0.5 of attention in 2 ms; a large product makes 500 TFLOP/s.
+    library = Library(4e-3, 2e-3, 1e12, 0.5e12, 0.0)
+    arm = {
+        "plans": {"1,1,2": {"median_ms": 50.0}},
+        "forward": [{"median_ms": 8.0}] * 3,
+        "library": [library.to_json()] * 3,
+        "decode": {"median_ms": 15.0},
+    }
+    floor = {"flops": [0, 0, 0, 5e12], "ceiling": {"product": 500e12, "e4m3": 1000e12}}
+    lines = list(timeline(arm, (1, 1, 2), floor))[2:]
+    assert lines[0] == (
+        "| forward 1/4 | 3.0 | 8.0 | +5.0 | products 4.0 at 250 TFLOP/s, attention 2.0 at 250, "
+        "between them 2.0 |"
+    )
+    assert lines[2].startswith("| forward full, 2 times | 6.0 | 16.0 | +10.0 |")
+    assert lines[3].startswith("| decode | 10.0 | 15.0 | +5.0 | 333 TFLOP/s")
+    assert lines[4].startswith("| all else | 0.0 | 3.0 | +3.0 |")
+    assert lines[5] == "| chunk | 22.0 | 50.0 | +28.0 | 44% of the time is the floor |"
+
+
+@pytest.mark.parametrize(("narrow", "least"), [(0.0, 3.0), (1e12, 2.0), (1.5e12, 1.5)])
+def test_e4m3_lowers_the_floor(narrow: float, least: float) -> None:
+    library = Library(4e-3, 2e-3, 1e12, 0.5e12, narrow)
+    arm = {
+        "plans": {"1,1,1": {"median_ms": 10.0}},
+        "forward": [{"median_ms": 8.0}] * 3,
+        "library": [library.to_json()] * 3,
+        "decode": {"median_ms": 1.0},
+    }
+    floor = {"flops": [1e12], "ceiling": {"product": 500e12, "e4m3": 1000e12}}
+    lines = list(timeline(arm, (1, 1, 1), floor))
+    assert lines[2].startswith(f"| forward 1/4 | {least:.1f} |")
+    assert "hides as much" in lines[6]
