@@ -41,12 +41,46 @@ def test_every_linear_layer_of_a_block_but_the_text_is_quantised():
         for number in range(2)
         for layer in (
             *(f"self_attention.{name}" for name in ("query", "key", "value", "out")),
-            *(f"cross_attention.{name}" for name in ("query", "out")),
+            "cross_attention.query",
             *(f"feed_forward.{name}" for name in ("expand", "contract")),
         )
     }
     assert eight == expected
     assert is_quantised(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kept", "count"),
+    [
+        ((), 8),
+        (("feed_forward.expand",), 7),
+        (("feed_forward.contract", "cross_attention.query"), 6),
+        (tuple(f"self_attention.{name}" for name in ("query", "key", "value")), 5),
+    ],
+)
+def test_layers_that_are_kept_stay_exact(kept, count):
+    model = cast(build(**WIDE), torch.bfloat16)
+    batch = inputs(model.config, size=(8, 12), dtype=torch.bfloat16)
+    exact = model(*batch)
+
+    def error(**changes):
+        with quantised(model, Fp8Config(attention_from=None, **changes)) as changed:
+            names = [n for n, m in changed.named_modules() if isinstance(m, Fp8Linear)]
+            return Difference.between(changed(*batch), exact).relative, names
+
+    everything, all_names = error(kept_layers=())
+    fewer, names = error(kept_layers=kept)
+    assert len(names) == 2 * count
+    assert not [name for name in names if name.split(".", 2)[2] in kept]
+    assert set(names) <= set(all_names)
+    assert fewer <= 1.05 * everything
+
+
+@pytest.mark.parametrize("kept", [("cross_attention.key",), ("self_attention.query",)])
+def test_layers_that_cannot_be_kept_are_named(kept):
+    with pytest.raises(ValueError, match="kept_layers"):
+        Fp8Config(kept_layers=kept)
 
 
 @torch.no_grad()
@@ -112,7 +146,7 @@ def test_a_saved_one_comes_back_bit_for_bit(attention_from, shard_bytes, tmp_pat
     name = "blocks.0.ffn.net.2.weight"
     assert tensors[name].dtype == torch.float8_e4m3fn
     assert tensors[f"{name}_scale"].dtype == torch.float32
-    assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()) == 8
+    assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()) == 7
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
