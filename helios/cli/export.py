@@ -1,4 +1,4 @@
-"""``helios export``: a model as a new folder, in another dtype, in shards, with LoRAs merged."""
+"""``helios export``: a model as a new folder; other dtype, shards, LoRAs merged, averaged."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ def export(
     lora: Annotated[
         list[str] | None, typer.Option(help="FILE[:SCALE] to merge into the weights (repeatable).")
     ] = None,
+    average: Annotated[
+        list[str] | None,
+        typer.Option(help="Another training of the same network, to average with (repeatable)."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model folder.")] = False,
 ) -> None:
     """Write a model in the published layout, which diffusers reads as well."""
     import torch
 
     from helios.cli.generate import parse_lora
+    from helios.model import average_weights
     from helios.pipeline import check_free, check_lora, inspect_model, load_inspected, measure, save
 
     if dtype not in _DTYPES:
@@ -41,13 +46,19 @@ def export(
     precision: torch.dtype = getattr(torch, dtype)
     limit = parse_bytes(shard_size)
     adapters = [parse_lora(text) for text in lora or []]
-    found = inspect_model(model)
+    found, others = inspect_model(model), [inspect_model(name) for name in average or []]
     check_free(output, overwrite=overwrite)
     for path, _ in adapters:
         check_lora(path, found.folder)
     _check_disk(output, measure(found, precision).total)
     # The autoencoder is small, and everything seen passes through it: it keeps full precision.
     pipeline = load_inspected(found, torch.device("cpu"), precision, codec_dtype=torch.float32)
+    if others:
+        same = [load_inspected(other, torch.device("cpu"), precision) for other in others]
+        average_weights(pipeline.transformer, [other.transformer for other in same])
+        texts = [one.text_encoder for one in (pipeline, *same) if one.text_encoder is not None]
+        if texts:
+            average_weights(texts[0], texts[1:])
     for number, (path, scale) in enumerate(adapters):
         pipeline.load_lora(path, str(number), scale)
     if adapters:

@@ -1,5 +1,6 @@
 """The transformer: tensors in, tensors out."""
 
+from helios.model.average import average_weights
 from helios.model.config import TransformerConfig
 from helios.model.denoiser import bind
 from helios.model.graphs import Graphs
@@ -45,6 +46,7 @@ __all__ = [
     "TextMemory",
     "TransformerConfig",
     "adapters_of",
+    "average_weights",
     "bind",
     "cast",
     "check_transformer",

@@ -142,3 +142,23 @@ def test_plan_says_what_fits(
     capsys.readouterr()
     assert run(base) == 5
     assert "are needed" in capsys.readouterr().err
+
+
+def test_the_mean_of_two_trainings(tiny_random: Path, tmp_path: Path, capsys) -> None:
+    one = helios.load(tiny_random, device="cpu", dtype="float32")
+    other = helios.load(tiny_random, device="cpu", dtype="float32")
+    with torch.no_grad():
+        for part in (other.transformer, other.text_encoder):
+            for parameter in part.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    other.save(tmp_path / "other")
+    how = [str(tmp_path / "out"), "--dtype", "float32", "--average", str(tmp_path / "other")]
+    assert run(["export", str(tiny_random), *how]) == 0
+    mean = helios.load(tmp_path / "out", device="cpu", dtype="float32")
+    for part in ("transformer", "text_encoder"):
+        states = [getattr(pipe, part).state_dict() for pipe in (one, other, mean)]
+        for name, value in states[2].items():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
+    assert run(["export", str(tiny_random), str(tmp_path / "no"), "--average", "tiny"]) == 2
+    assert "same network" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
