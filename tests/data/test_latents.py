@@ -1,3 +1,4 @@
+import random
 from dataclasses import replace
 from itertools import chain
 
@@ -113,3 +114,19 @@ def test_ranks_make_their_own_shards_and_a_damaged_one_is_made_again(tmp_path):
         part.unlink()
     write_shards(writer, 7, 3, make, replace(Second(device=CPU), rank=1, size=2), lambda _: None)
     assert made == [3]
+
+
+def test_reading_leaves_everybody_elses_random_numbers_alone(tmp_path):
+    """Training.md, 11, F28."""
+    folder = write(tmp_path / "a")
+
+    def numbers():
+        return random.random(), float(torch.rand(()))
+
+    random.seed(1)
+    torch.manual_seed(1)
+    expected = numbers()
+    random.seed(1)
+    torch.manual_seed(1)
+    drawn(reader(folder, seed=7), 9)
+    assert numbers() == expected

@@ -1,6 +1,8 @@
 """The named runs, against the table of the specification (training.md, 1 and 3.1)."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +137,16 @@ def test_an_adapter_is_small_and_beside_a_flat_model():
     stage = training_preset("lora").stage
     assert (stage.adapter.rank, stage.adapter.memory_patches) == (32, "frozen")
     assert isinstance(stage.generation.plan, Flat)
+
+
+def test_every_test_that_the_documentation_names_is_there():
+    root = Path(__file__).parents[2]
+    text = (root / "docs/training.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)?(::\w+)?`", text)
+    file, seen = "", 0
+    for path, test in (pair for pair in named if any(pair)):
+        file = (root / path).read_text() if path else file
+        wanted = f"def {test.removeprefix('::')}(" if test else "def test_"
+        assert wanted in file, (path, test)
+        seen += 1
+    assert seen > 60

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from helios.history import CorruptionConfig, DropConfig, cut_window
@@ -52,3 +53,26 @@ def test_the_past_is_shortened_before_it_is_damaged():
     kept = (frames == whole.frames.transpose(1, 2)).flatten(2).all(2)
     assert not (kept & present).any()
     assert (present.sum(1) < whole.present.sum(1)).any()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"noise": 1.0, "noise_range": (0.2, 0.3), "scale": 0.0},
+        {"down_up": 1.0, "down_up_range": (0.5, 0.6), "noise": 0.0, "scale": 0.0},
+        {"exposure": 1.0, "noise": 0.0, "scale": 0.0, "exposure_range": (0.3, 0.6)},
+        {"saturation": 1.0, "noise": 0.0, "scale": 0.0, "saturation_range": (0.3, 0.6)},
+    ],
+)
+def test_every_kind_of_damage_reaches_the_past_of_every_stage(kind):
+    """None does nothing, nor fails on several frames (training.md, 11, F7 and F8)."""
+    latents = torch.randn(4, 16, 36, 8, 8, generator=generator())
+    cut = {"first_share": 0.0, "drop": UNTOUCHED["drop"]}
+    clean = cut_example(latents, **cut, corruption=UNTOUCHED["corruption"], generator=generator(1))
+    corruption = CorruptionConfig(**kind)
+    damaged = cut_example(latents, **cut, corruption=corruption, generator=generator(1))
+    assert torch.equal(damaged.clean, clean.clean)
+    present = clean.window.present
+    difference = (damaged.window.frames - clean.window.frames).abs().amax(dim=(1, 3, 4))
+    assert (difference[~present] == 0).all()
+    assert (difference[present] > 0).all()

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
 from helios.training import OptimizerConfig, Trainer, checkpoint
+from helios.training.learner import Learner
 from helios.training.optim import ema_decay
 from helios.training.stage import Player
 
@@ -100,3 +102,15 @@ def test_moments_that_wait_on_the_host_change_nothing(tmp_path):
     state = away._learners["critic"].optimizer.state[away.stage.critic.weight]
     held = away._learners["critic"]._host.values()
     assert all(any(value is one for one in held) for value in state.values())
+
+
+@pytest.mark.parametrize("limit", [0.5, 10.0])
+def test_the_configured_limit_is_the_one_that_clips(limit):
+    """Not one that some engine's own file holds (training.md, 11, F2)."""
+    line = nn.Linear(4, 1, bias=False)
+    optimizer = OptimizerConfig(clip=limit)
+    player = Player(module=line, loss=lambda batch: (line(batch).sum(), {}), optimizer=optimizer)
+    learner = Learner(player, 0.9, alone())
+    line.weight.grad = torch.full((1, 4), 3.0)
+    assert float(learner.clip()) == pytest.approx(6.0)
+    assert float(line.weight.grad.norm()) == pytest.approx(min(limit, 6.0), rel=1e-4)

@@ -11,6 +11,8 @@ from helios.errors import CheckpointError
 from helios.history import CorruptionConfig, DropConfig
 from helios.model import LoraConfig, adapters_of
 from helios.training import DynamicRenoise, Trainer, train
+from helios.training.networks import parts_of
+from helios.training.rollout import draw_exits
 from helios.training.stage3 import Noised
 
 from .small import stage3_config
@@ -175,6 +177,77 @@ def test_real_and_perturbed_samples_share_their_crop_past_and_level(stage, monke
     for part in seen["timestep"].chunk(3):
         assert torch.equal(part, 1000 * sample.sigma)
     assert terms.keys() == {"made", "real", "r1"}
+
+
+def test_both_terms_of_the_critic_are_one_step_of_its_optimizer(tmp_path, random_models):
+    """Adam would take away the weights between them if each had a step (training.md, 11, F3)."""
+    config = stage3_config(random_models, checkpoint_every=0)
+    stage = config.stage.build(alone(), seed=0, compiled=False)
+    stage.prepare()
+    trainer = Trainer(stage, config, alone(), tmp_path)
+    for step in range(3):
+        trainer._one_step(0.1)
+        trainer.step += 1
+        counts = {
+            name: {int(held["step"]) for held in learner.optimizer.state.values()}
+            for name, learner in trainer._learners.items()
+        }
+        assert counts == {"student": {step // 2 + 1}, "critic": {step + 1}}
+
+
+def test_ranks_leave_stages_together_but_see_noise_of_their_own(random_models):
+    """Training.md, 11, F17."""
+    config = stage3_config(random_models).stage
+    worlds = [replace(alone(), rank=rank) for rank in range(2)]
+    stages = [config.build(world, seed=0, compiled=False) for world in worlds]
+    exits = [[draw_exits(config.plan, stage._choices) for _ in range(20)] for stage in stages]
+    assert exits[0] == exits[1]
+    assert len(set(exits[0])) > 1
+    one, other = (torch.randn(4, generator=stage.noise) for stage in stages)
+    assert not torch.equal(one, other)
+
+
+def test_all_three_are_told_the_same_but_for_what_the_student_suffers(random_models, monkeypatch):
+    """Text and past of student, real and fake score (training.md, 6.3 and 11, F31)."""
+    suffers = CorruptionConfig(noise=1.0, noise_range=(0.2, 0.3), scale=0.0)
+    for changes in ({}, {"student_corruption": suffers}):
+        stage = build(random_models, teacher=random_models / "mid", **changes)
+        stage.prepare()
+        told = {"student": [], "teacher": []}
+        networks = {"student": parts_of(stage.model)[0], "teacher": stage._frozen}
+        for name, network in networks.items():
+            watch = told[name]
+            network.register_forward_pre_hook(
+                lambda _, given, watch=watch: watch.append((given[2], given[3]))
+            )
+        windows = windows_of(stage)
+        with torch.no_grad():
+            stage.rollout(windows)
+            stage.scores(noised(stage, windows), windows)
+        fake, real, against = told["teacher"]
+        whole = windows.window.frames
+        for text, window in (fake, real, against):
+            assert torch.equal(window.frames, whole)
+            assert torch.equal(text, stage._unconditional.expand_as(text)) == (text is against[0])
+        assert torch.equal(fake[0], real[0])
+        for text, window in told["student"]:
+            part = slice(0, 2) if not window.present.any() else slice(2, 4)
+            assert torch.equal(text, fake[0][part])
+            assert torch.equal(window.present, windows.window.present[part])
+            alike = torch.equal(window.frames, whole[part])
+            assert alike == (not changes or part.start == 0)
+
+
+def test_a_checkpoint_holds_what_learns_and_no_base(tmp_path, random_models):
+    """Nothing of a large base is written or read again (training.md, 11, F26 and F27)."""
+    config = stage3_config(random_models, steps=1, checkpoint_every=0)
+    changes = {"adapter": LoraConfig(rank=2), "sample_clips": 0, "validation_clips": 0}
+    stage = replace(config.stage, **changes).build(alone(), seed=0, compiled=False)
+    trainer = Trainer(stage, config, alone(), tmp_path)
+    trainer.run()
+    held = [name for name in trainer._shared() if "/model." in name]
+    assert {name.split("/model.")[1].split(".")[0] for name in held} == {"adapter", "heads"}
+    assert not any("transformer" in name for name in trainer._shared())
 
 
 def test_the_student_learns_in_every_nth_step(stage):
