@@ -20,7 +20,7 @@ from helios.serving.journal import Record
 from helios.serving.logs import log
 from helios.serving.making import Making
 from helios.serving.protocol import CreateVideo, ExtendVideo
-from helios.serving.requests import check_request, length_of, loras_of, worker_request
+from helios.serving.requests import check_memory, check_request, length_of, loras_of, worker_request
 from helios.serving.store import is_id, new_id
 from helios.serving.supervisor import WorkerProcess
 
@@ -82,6 +82,7 @@ class Jobs(Making):
         worker = self._worker(asked.model)
         request, warnings = worker_request(asked, worker.info["size_multiple"])
         check_request(request, worker.info)
+        check_memory(request, worker.info)
         for name in loras_of(asked):
             if name not in worker.info["loras"]:
                 raise ApiError(400, "invalid_value", f"there is no lora {name!r}", "loras")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from helios.geometry import FPS, check_size
+from helios.geometry import CHUNK_FRAMES, FPS, check_size
 from helios.serving.errors import ApiError
 from helios.serving.protocol import MAX_AREA, MAX_JOB_FRAMES, OPENAI_SIZES, Generation
 
-__all__ = ["check_request", "length_of", "loras_of", "worker_request"]
+__all__ = ["check_memory", "check_request", "length_of", "loras_of", "worker_request"]
 
+_FRAMES_HELD = 4
+"""Chunks of frames in host memory at once: one being made, two encoded, one being sent."""
 _SAME = (
     "prompt", "negative_prompt", "num_frames", "seconds", "fps", "seed", "steps",
     "guidance_scale", "motion", "transition_chunks", "anti_drift", "amplify_first_chunk", "shift",
@@ -63,6 +65,37 @@ def length_of(seconds: float | None, num_frames: int | None, fps: int | None) ->
     if seconds is not None:
         return max(1, min(MAX_JOB_FRAMES, round(seconds * (fps or FPS))))
     return num_frames
+
+
+def check_memory(values: dict[str, Any], model: dict[str, Any]) -> None:
+    """Refuse a size that this worker could not make even if it made nothing else.
+
+    Args:
+        values: of ``worker_request``.
+        model: what the worker said of itself, with what one chunk of its own size takes.
+
+    Raises:
+        ApiError: 400 ``out_of_memory``, with what is needed and what there is.
+    """
+    defaults, memory = model["defaults"], model["memory"]
+    height = values.get("height") or defaults["height"]
+    width = values.get("width") or defaults["width"]
+    # Tokens and feature maps grow with the area, and attention needs no more than they do.
+    chunk = memory["chunk"] * height * width / (defaults["height"] * defaults["width"])
+    frames = _FRAMES_HELD * CHUNK_FRAMES * height * width * 3
+    on_host = memory["device_free"] is None
+    need = {"memory": frames + chunk * on_host, model["device"]: 0 if on_host else chunk}
+    free = {"memory": memory["host_free"], model["device"]: memory["device_free"]}
+    for where, bytes_needed in need.items():
+        there = free[where]
+        if bytes_needed and there is not None and bytes_needed > there:
+            raise ApiError(
+                400,
+                "out_of_memory",
+                f"a video of {width}x{height} needs about {bytes_needed / 1e9:.1f} GB of {where} "
+                f"and there are {there / 1e9:.1f} GB; ask for a smaller size",
+                "size",
+            )
 
 
 def check_request(values: dict[str, Any], model: dict[str, Any]) -> None:

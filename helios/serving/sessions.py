@@ -21,7 +21,7 @@ from helios.serving.line import Place
 from helios.serving.logs import log
 from helios.serving.protocol import SessionBranch, SessionResume, SessionStart
 from helios.serving.recording import Recording
-from helios.serving.requests import loras_of, worker_request
+from helios.serving.requests import check_memory, loras_of, worker_request
 from helios.serving.store import is_id, new_id
 from helios.serving.supervisor import StreamHandle
 from helios.serving.transport import Message
@@ -231,6 +231,7 @@ class Sessions:
         try:
             worker = place.worker
             request, warnings = worker_request(asked, worker.info["size_multiple"])
+            check_memory(request, worker.info)
             media = await service.uploads.reference(asked.input_reference, owner)
             record = Record(name, "session", owner)
             record.document = {

@@ -70,6 +70,7 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
     from helios.geometry import CHUNK_FRAMES, size_multiple
 
     defaults = pipeline.defaults
+    memory = {"chunk": _chunk(pipeline, defaults.height, defaults.width), **_free(pipeline)}
     return {
         "name": pipeline.name,
         "defaults": defaults.to_json(),
@@ -79,8 +80,29 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
         "device": str(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "loras": list(pipeline.loras),
+        "memory": memory,
         "has_text_encoder": pipeline.text_encoder is not None,
     }
+
+
+def _chunk(pipeline: Pipeline, height: int, width: int) -> int:
+    """Bytes that making one chunk takes beside the weights."""
+    from helios.pipeline import chunk_memory
+
+    configs = pipeline.transformer.config, pipeline.codec.config
+    return chunk_memory(*configs, height, width, pipeline.dtype)
+
+
+def _free(pipeline: Pipeline) -> dict[str, int | None]:
+    """Bytes that are left once the weights are there; of the device none if that is the host."""
+    from helios.pipeline import available_memory
+
+    free: int | None = None
+    if pipeline.device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(pipeline.device)[0]
+    return {"device_free": free, "host_free": available_memory()}
 
 
 def _die_with_parent() -> None:

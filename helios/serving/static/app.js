@@ -92,6 +92,7 @@ function showPhase() {
   document.body.dataset.phase = phase;
   $("welcome").hidden = phase !== "empty";
   $("video").hidden = phase === "empty";
+  timeline.refresh();
   glow();
   curtain();
   clocks();
@@ -114,6 +115,7 @@ function curtain() {
   if (phase === "queued") text = place === 1 ? "You are next. It starts as soon as the model is free." : `You are number ${place} in line.`;
   else if (phase === "starting" && none) text = settings.model?.defaults ? "Starting…" : "The model is being loaded…";
   else if (phase === "making" && none) text = "Making the first chunk…";
+  else if (director.recovering) text = "Starting the model again…";
   else if (starved) text = `Making chunk ${(story.current?.length ?? 0) + 1}`;
   $("curtain").hidden = !text;
   $("curtain").dataset.small = String(!none);
@@ -228,7 +230,7 @@ async function idle() {
 // -------------------------------------------------------------------------- problems, connection
 
 director.addEventListener("problem", ({ detail }) => {
-  banner(detail.message, { stay: Boolean(detail.fatal) });
+  banner(detail.message, { kind: detail.kind, stay: Boolean(detail.fatal) });
   if (detail.param === "prompt") { $("prompt").focus(); }
 });
 director.addEventListener("settings", ({ detail }) => {
@@ -286,6 +288,7 @@ function view(name) {
 
 $("go-studio").addEventListener("click", () => view("studio"));
 $("go-library").addEventListener("click", () => view("library"));
+$("nothing-go").addEventListener("click", () => { view("studio"); $("prompt").focus(); });
 
 function drawer(open) {
   document.body.dataset.drawer = open;

@@ -67,7 +67,7 @@ export class Composer extends EventTarget {
     const prompt = this.text;
     if (!prompt) { $("prompt").focus(); return; }
     const intent = this.intent;
-    if (intent === "change" && prompt === this.#latest()) return;
+    if (intent === "change" && !this.#changeable) return;
     this.#history.push(prompt);
     this.#back = -1;
     const detail = { prompt, ...this.#branch };
@@ -84,8 +84,11 @@ export class Composer extends EventTarget {
   /** The newest prompt that was sent. */
   #latest() {
     const take = this.#story.current;
-    return take?.prompts.at(-1)?.text ?? "";
+    return take?.prompts.at(-1)?.text ?? this.#director.asked ?? "";
   }
+
+  /** Whether there is a scene to change, and another one written. */
+  get #changeable() { return this.#director.phase === "making" && this.text !== this.#latest(); }
 
   #key(event) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -116,7 +119,7 @@ export class Composer extends EventTarget {
     const intent = this.intent;
     const label = { generate: "Generate", change: "Change", branch: "Branch" }[intent];
     $("send").querySelector("span").textContent = label;
-    $("send").disabled = !this.text || (intent === "change" && this.text === this.#latest());
+    $("send").disabled = !this.text || (intent === "change" && !this.#changeable);
     $("stop").hidden = !busy;
     $("extend").hidden = phase !== "done" || !this.#story.current?.length;
     $("bar").dataset.intent = intent;

@@ -10,6 +10,10 @@ const AHEAD = 3;
 /** A finished video gives its place on the server back after this long without a wish. */
 const REST_MS = 60000;
 
+/** The model's process is gone: the session goes on from its last state on disk. */
+const LOSSES = ["worker_crashed", "timeout"];
+const MOST_LOSSES = 3;
+
 const REASONS = {
   complete: "The video is complete.",
   stopped: "Stopped. You can extend it or branch from any chunk.",
@@ -19,7 +23,7 @@ const REASONS = {
 
 /**
  * Events: "phase" (`detail`: empty, starting, queued, making, done), "settings" (a session told its
- * settings), "problem" (`{message, code, param}`), "health" (the message), "note" (something about
+ * settings), "problem" (`{message, code, param, fatal, kind}`; no message: it is over), "health" (the message), "note" (something about
  * prompts changed), "connection" (`{state, seconds, now}`).
  */
 export class Director extends EventTarget {
@@ -41,6 +45,10 @@ export class Director extends EventTarget {
   #rest = 0;
   #opening = null;
   #branching = null;
+  #lossesInARow = 0;
+  #recovering = false;
+  #transition = 0;
+  #request = null;
 
   constructor(story, player) {
     super();
@@ -55,6 +63,10 @@ export class Director extends EventTarget {
   get busy() { return this.phase === "starting" || this.phase === "queued" || this.phase === "making"; }
   /** The chunk of a branch that was asked for and has not begun. */
   get branching() { return this.#branching; }
+  /** The prompt of a session that was asked for and has not begun. */
+  get asked() { return this.#asked?.prompt ?? null; }
+  /** Whether the model's process was lost and the video is about to go on. */
+  get recovering() { return this.#recovering; }
 
   /** Begin a new video. */
   async start(request) {
@@ -63,6 +75,7 @@ export class Director extends EventTarget {
     this.#player.play();
     this.#ahead = request.num_frames || request.seconds ? null : AHEAD;
     this.#asked = { prompt: request.prompt };
+    this.#request = request;
     this.#resuming = null;
     this.loras = request.loras ?? [];
     this.#to("starting");
@@ -101,6 +114,7 @@ export class Director extends EventTarget {
 
   /** Change the scene from the next chunk on. */
   change(prompt, transition) {
+    this.#transition = transition;
     return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition });
   }
 
@@ -113,7 +127,7 @@ export class Director extends EventTarget {
     const message = { type: "session.branch", chunk, transition_chunks: transition };
     if (prompt !== null) message.prompt = prompt;
     if (seed !== null) message.seed = seed;
-    this.#asked = { prompt, chunk };
+    this.#asked = { prompt, seed, transition };
     this.#branching = chunk;
     this.#tell("note");
     return this.#on(take, message);
@@ -249,6 +263,7 @@ export class Director extends EventTarget {
     const take = this.#story.created(message, message.settings?.prompt ?? this.#asked?.prompt);
     this.#asked = null;
     this.#failure = null;
+    this.#tries = 0;
     this.#to("making");
     this.#tell("settings", { take, warnings: message.warnings ?? [] });
     if (this.#resuming?.hold) this.stop();
@@ -257,6 +272,7 @@ export class Director extends EventTarget {
 
   #branched(message) {
     const take = this.#story.branch(message, this.#asked?.prompt ?? null);
+    take.wish = this.#asked;
     this.#asked = this.#branching = null;
     memory.set("last", message.session);
     this.#player.play();
@@ -284,6 +300,15 @@ export class Director extends EventTarget {
     }, bytes);
     this.#player.pace.restart(performance.now() / 1000);
     this.#tell("video", message);
+    if (this.#recovering && take) this.#recovered(take, message.first_chunk);
+  }
+
+  /** What was asked for after the state that the session goes on from is asked for again. */
+  #recovered(take, first) {
+    this.#recovering = false;
+    this.#tell("problem", { message: "" });
+    const last = take.prompts.at(-1);
+    if (last && (!last.applied || last.chunk > first)) this.change(last.text, this.#transition);
   }
 
   #videoChunk(take, message, bytes) {
@@ -296,7 +321,7 @@ export class Director extends EventTarget {
     }
     this.#player.append(bytes);
     if (this.phase !== "making" && this.phase !== "done") this.#to("making");
-    if (!message.replayed) this.#tries = 0;
+    if (!message.replayed) this.#lossesInARow = 0;
     this.#tell("arrived", message);
   }
 
@@ -336,10 +361,26 @@ export class Director extends EventTarget {
 
   /** After a crash the session goes on from its last state, if it was not the session's own fault. */
   #recover(take) {
-    if (take !== this.take || this.#tries >= 3 || !["worker_crashed", "timeout"].includes(this.#failure)) return false;
-    this.#tries += 1;
+    if (take !== this.take || this.#lossesInARow >= MOST_LOSSES || !LOSSES.includes(this.#failure)) return false;
+    this.#lossesInARow += 1;
+    this.#recovering = true;
     this.#to("starting");
-    setTimeout(() => this.#again(), 1000 * this.#tries);
+    setTimeout(() => this.#again(), 1000 * this.#lossesInARow);
+    return true;
+  }
+
+  /** No state was on disk yet: make the take again as it was asked for. The same seed gives the same video. */
+  #startOver() {
+    const take = this.take;
+    this.#recovering = false;
+    this.#resuming = null;
+    this.#tell("problem", { message: "" });
+    if (take.parent && take.wish) {
+      this.#story.drop(take);
+      this.branch(take.parent, take.from, take.wish);
+    } else if (this.#request?.seed === take.seed) {
+      this.start({ ...this.#request, prompt: take.prompts.map(({ chunk, text }) => [chunk, text]) });
+    } else return false;
     return true;
   }
 
@@ -358,12 +399,20 @@ export class Director extends EventTarget {
       setTimeout(() => { if (this.#opening) this.#say(this.#opening); }, 1000);
       return;
     }
-    if (this.#resuming && ["session_active", "not_ready", "queue_full"].includes(code) && this.#tries < 10) {
-      // The server has not noticed yet that the other end of the old connection is gone.
-      this.#tries += 1;
+    if (this.#resuming && (code === "not_ready" || (["session_active", "queue_full"].includes(code) && this.#tries < 10))) {
+      // The model is being loaded again, or the server has not noticed yet that the old connection is gone.
+      if (code !== "not_ready") this.#tries += 1;
       setTimeout(() => this.#again(), 1000);
       return;
     }
+    if (LOSSES.includes(code) && this.take && this.#lossesInARow < MOST_LOSSES) {
+      const told = "The model stopped and is being started again. The video goes on by itself; nothing is lost.";
+      this.#tell("problem", { message: told, code, kind: "hint", fatal: true });
+      announce(told, true);
+      return;
+    }
+    if (code === "chunk_not_kept" && this.#recovering && this.#startOver()) return;
+    this.#recovering = false;
     this.#tell("problem", { message: text, code, param, fatal: message.fatal });
     announce(text, true);
     if ((this.phase === "starting" || this.#resuming) && !message.fatal) {

@@ -48,6 +48,9 @@ export function announce(text, urgent = false) {
   requestAnimationFrame(() => { region.textContent = text; });
 }
 
+/** As a sentence: servers begin with a small letter and end without a stop. */
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+
 let toastTimer = 0;
 
 /** One line at the top, for problems; an action makes it stay. */
@@ -57,7 +60,7 @@ export function banner(text, { action = null, onaction = null, kind = "problem",
   node.hidden = !text;
   if (!text) return;
   node.dataset.kind = kind;
-  node.querySelector("span").textContent = text;
+  node.querySelector("span").textContent = sentence(text);
   const act = node.querySelector("button");
   act.hidden = false;
   act.textContent = action ?? "Dismiss";

@@ -72,7 +72,9 @@ export class Library extends EventTarget {
     const keep = new Set(this.#entries.map((entry) => entry.id));
     for (const id of this.#cards.keys()) if (!keep.has(id)) this.#cards.delete(id);
     $("nothing").hidden = found.length > 0;
-    $("nothing").textContent = words ? "No prompt has these words." : "Nothing here yet. What you make in the studio, and what programs make through the API, is kept here with its settings.";
+    $("nothing-title").textContent = words ? "No prompt has these words" : "Nothing here yet";
+    $("nothing-text").textContent = words ? "Try fewer of them." : "What you make in the studio, and what programs make through the API, is kept here with its settings.";
+    $("nothing-go").hidden = Boolean(words);
   }
 
   /** The card of an entry; made again only when the entry changed, so that focus stays. */

@@ -18,6 +18,8 @@ export class Take {
     this.kept = null;
     this.states = [];
     this.seed = settings.seed ?? null;
+    /** How a branch was asked for. */
+    this.wish = null;
   }
 
   /** The chunk with this index: its own or inherited. */
@@ -107,6 +109,13 @@ export class Story extends EventTarget {
     const prompts = (parent?.prompts ?? []).filter((change) => change.applied && change.chunk < message.chunk);
     if (prompt) prompts.push({ chunk: message.chunk, text: prompt, applied: true });
     return this.open({ id: message.session, parent, from: message.chunk, settings, prompts });
+  }
+
+  /** Forget a branch; its parent becomes the current take. */
+  drop(take) {
+    this.takes.delete(take.id);
+    this.current = take.parent;
+    this.changed();
   }
 
   /** A prompt was accepted for a chunk to come. */

@@ -43,6 +43,9 @@ export class Timeline extends EventTarget {
 
   #tile(take, index) { return this.#tiles.get(`${take.owner(index).id} ${index}`); }
 
+  /** Draw again, soon: something beside the story changed. */
+  refresh() { this.#soon(); }
+
   #soon() {
     if (this.#drawn) return;
     this.#drawn = true;
@@ -51,11 +54,13 @@ export class Timeline extends EventTarget {
 
   #draw() {
     const takes = [...this.#story.takes.values()];
-    $("strip").hidden = takes.every((take) => take.length === 0 && !take.pending);
+    // Its place is taken from the beginning, so that nothing moves when the first chunk comes.
+    $("strip").hidden = document.body.dataset.phase === "empty";
     const focused = document.activeElement?.dataset?.tile;
     const lanes = takes.map((take) => this.#lane(take, takes.length > 1));
     const keep = new Set(takes.flatMap((take) => take.chunks.slice(this.#first(take) - take.from).map((chunk) => `${take.id} ${chunk.index}`)));
     for (const name of this.#tiles.keys()) if (!keep.has(name)) this.#tiles.delete(name);
+    if (!lanes.length) lanes.push(el("div", { class: "lane" }, el("div", { class: "ribbon" }), el("div", { class: "tiles" }, coming(1))));
     $("lanes").replaceChildren(...lanes, el("span", { id: "head", class: "head", "aria-hidden": "true" }));
     $("lanes").dataset.many = takes.length > 1;
     if (focused) this.#tiles.get(focused)?.focus({ preventScroll: true });
@@ -79,7 +84,7 @@ export class Timeline extends EventTarget {
   #coming(take) {
     if (take !== this.#story.current || take.done !== null) return [];
     const count = Math.max(1, (take.pending?.chunk ?? 0) + 1 - take.length);
-    return Array.from({ length: Math.min(count, 40) }, () => el("span", { class: "coming", "aria-hidden": "true" }));
+    return coming(Math.min(count, 40));
   }
 
   #laneName(take) {
@@ -237,6 +242,8 @@ export class Timeline extends EventTarget {
     return { take: along, index };
   }
 }
+
+const coming = (count) => Array.from({ length: count }, () => el("span", { class: "coming", "aria-hidden": "true" }));
 
 /** Where a tile lies in the box that scrolls. */
 function place(tile) {
