@@ -2,7 +2,8 @@
 
 A worker process loads its libraries and waits to be told which model it is for. One of them waits
 for the day on which any worker of this server dies, so that a replacement has only the weights
-left to read. While it prepares itself it takes processor time that nobody else wants.
+left to read. The first of them takes only processor time that nobody else wants; where a worker
+has died already, the next may die soon, so they take their share.
 """
 
 from __future__ import annotations
@@ -112,16 +113,21 @@ class Spares:
             await spare.bury()
         return await WorkerEnd.start()
 
-    def refill(self) -> None:
-        """Start what is missing; called when there is time, that is when a worker is ready."""
-        if self._filling is None or self._filling.done():
-            self._filling = asyncio.create_task(self._fill())
+    def refill(self, *, soon: bool = False) -> None:
+        """Start what is missing; called when there is time, that is when a worker is ready.
 
-    async def _fill(self) -> None:
+        Args:
+            soon: whether it may be needed soon.
+        """
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill(soon))
+
+    async def _fill(self, soon: bool) -> None:
         with suppress(OSError):
             while len(self._ready) < self._count:
                 spare = await WorkerEnd.start()
-                _yields(spare.process.pid, True)
+                if not soon:
+                    _yields(spare.process.pid, True)
                 self._ready.append(spare)
 
     async def stop(self) -> None:

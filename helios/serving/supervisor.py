@@ -208,7 +208,7 @@ class WorkerProcess:
         elif event == "ready":
             self.info, self.ready, self.reason = message["model"], True, ""
             log("worker_ready", worker=self.number, model=self.model, process=self.pid)
-            self._spares.refill()
+            self._spares.refill(soon=self.restarts > 0)
             self._changed()
         elif event == "broken":
             self.reason = f"{message['kind']}: {message['message']}"

@@ -55,6 +55,15 @@ def test_the_one_that_waits_is_taken_and_runs_like_any_other() -> None:
     with_spares(1, play)
 
 
+def test_after_a_death_the_next_one_takes_its_share() -> None:
+    async def play(spares: Spares) -> None:
+        spares.refill(soon=True)
+        await until(lambda: len(spares.pids) == 1)
+        assert os.sched_getscheduler(spares.pids[0]) == os.SCHED_OTHER
+
+    with_spares(1, play)
+
+
 def test_one_that_died_while_it_waited_is_not_given_out() -> None:
     async def play(spares: Spares) -> None:
         spares.refill()

@@ -3,23 +3,14 @@
 import { Connection } from "./protocol.js";
 import { announce, memory } from "./dom.js";
 import { short } from "./format.js";
+import { ENDED, LOST } from "./words.js";
+import { Recovery } from "./recovery.js";
 
 /** Chunks made beyond the one that plays, when no end is set: near enough to change one's mind. */
 const AHEAD = 3;
 
 /** A finished video gives its place on the server back after this long without a wish. */
 const REST_MS = 60000;
-
-/** The model's process is gone: the session goes on from its last state on disk. */
-const LOSSES = ["worker_crashed", "timeout"];
-const MOST_LOSSES = 3;
-
-const REASONS = {
-  complete: "The video is complete.",
-  stopped: "Stopped. You can extend it or branch from any chunk.",
-  lifetime: "The server ended this session: it reached its longest time. It is kept in the library.",
-  worker: "The session ended with its worker. It is kept in the library.",
-};
 
 /**
  * Events: "phase" (`detail`: empty, starting, queued, making, done), "settings" (a session told its
@@ -40,15 +31,11 @@ export class Director extends EventTarget {
   #ahead = null;
   #limited = false;
   #resuming = null;
-  #failure = null;
   #tries = 0;
   #rest = 0;
   #opening = null;
   #branching = null;
-  #lossesInARow = 0;
-  #recovering = false;
-  #transition = 0;
-  #request = null;
+  #recovery = new Recovery();
 
   constructor(story, player) {
     super();
@@ -66,7 +53,7 @@ export class Director extends EventTarget {
   /** The prompt of a session that was asked for and has not begun. */
   get asked() { return this.#asked?.prompt ?? null; }
   /** Whether the model's process was lost and the video is about to go on. */
-  get recovering() { return this.#recovering; }
+  get recovering() { return this.#recovery.active; }
 
   /** Begin a new video. */
   async start(request) {
@@ -75,7 +62,7 @@ export class Director extends EventTarget {
     this.#player.play();
     this.#ahead = request.num_frames || request.seconds ? null : AHEAD;
     this.#asked = { prompt: request.prompt };
-    this.#request = request;
+    this.#recovery.request = request;
     this.#resuming = null;
     this.loras = request.loras ?? [];
     this.#to("starting");
@@ -83,9 +70,9 @@ export class Director extends EventTarget {
   }
 
   /** Ask for a session, again and again while the model is still being loaded. */
-  async #begin(message) {
+  #begin(message) {
     this.#opening = message;
-    await this.#say(message);
+    return this.#say(message);
   }
 
   /** Open a session of the library, or another take of this story. */
@@ -114,7 +101,7 @@ export class Director extends EventTarget {
 
   /** Change the scene from the next chunk on. */
   change(prompt, transition) {
-    this.#transition = transition;
+    this.#recovery.transition = transition;
     return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition });
   }
 
@@ -236,9 +223,7 @@ export class Director extends EventTarget {
       case "session.extended": this.#extended(message); break;
       case "video.start": this.#videoStart(message, bytes); break;
       case "video.chunk": this.#videoChunk(take, message, bytes); break;
-      case "prompt.queued": if (take) this.#promptQueued(take, message); break;
-      case "prompt.applied": if (take) this.#promptApplied(take, message); break;
-      case "prompt.superseded": if (take) this.#superseded(take, message); break;
+      case "prompt.queued": case "prompt.applied": case "prompt.superseded": if (take) this.#prompted(take, message); break;
       case "session.loras": this.loras = message.loras; this.#tell("note"); break;
       case "session.saved": this.#tell("saved", message); announce("Kept in the library"); break;
       case "session.done": this.#done(take, message); break;
@@ -262,7 +247,6 @@ export class Director extends EventTarget {
     this.#chunkFrames = message.chunk_frames ?? this.#chunkFrames;
     const take = this.#story.created(message, message.settings?.prompt ?? this.#asked?.prompt);
     this.#asked = null;
-    this.#failure = null;
     this.#tries = 0;
     this.#to("making");
     this.#tell("settings", { take, warnings: message.warnings ?? [] });
@@ -300,15 +284,15 @@ export class Director extends EventTarget {
     }, bytes);
     this.#player.pace.restart(performance.now() / 1000);
     this.#tell("video", message);
-    if (this.#recovering && take) this.#recovered(take, message.first_chunk);
+    if (!this.#recovery.active || !take) return;
+    this.#recovered();
+    const missing = this.#recovery.missing(take, message.first_chunk);
+    if (missing) this.change(missing, this.#recovery.transition);
   }
 
-  /** What was asked for after the state that the session goes on from is asked for again. */
-  #recovered(take, first) {
-    this.#recovering = false;
+  #recovered() {
+    this.#recovery.active = false;
     this.#tell("problem", { message: "" });
-    const last = take.prompts.at(-1);
-    if (last && (!last.applied || last.chunk > first)) this.change(last.text, this.#transition);
   }
 
   #videoChunk(take, message, bytes) {
@@ -321,25 +305,19 @@ export class Director extends EventTarget {
     }
     this.#player.append(bytes);
     if (this.phase !== "making" && this.phase !== "done") this.#to("making");
-    if (!message.replayed) this.#lossesInARow = 0;
+    if (!message.replayed) this.#recovery.arrived();
     this.#tell("arrived", message);
   }
 
-  #promptQueued(take, message) {
-    this.#story.promise(take, message);
+  /** A prompt was accepted, used, or overtaken by a newer one. */
+  #prompted(take, message) {
+    const { type, chunk, prompt } = message;
+    if (type === "prompt.superseded") this.#story.withdraw(take, prompt);
+    else if (type === "prompt.queued") this.#story.promise(take, message);
+    else this.#story.keepPromise(take, message);
     this.#tell("note");
-    announce(`Change accepted: lands in chunk ${message.chunk + 1}`);
-  }
-
-  #promptApplied(take, message) {
-    this.#story.keepPromise(take, message);
-    this.#tell("note");
-    announce(`Chunk ${message.chunk + 1} now shows: ${short(message.prompt, 80)}`);
-  }
-
-  #superseded(take, message) {
-    this.#story.withdraw(take, message.prompt);
-    this.#tell("note");
+    if (type === "prompt.queued") announce(`Change accepted: lands in chunk ${chunk + 1}`);
+    if (type === "prompt.applied") announce(`Chunk ${chunk + 1} now shows: ${short(prompt, 80)}`);
   }
 
   #done(take, message) {
@@ -352,36 +330,34 @@ export class Director extends EventTarget {
     this.#resuming = null;
     if (take === this.take) {
       this.#to(take.length ? "done" : "empty");
-      announce(REASONS[message.reason] ?? "The video ended.");
+      announce(ENDED[message.reason] ?? "The video ended.");
       if (message.reason === "lifetime" || message.reason === "worker") {
-        this.#tell("problem", { message: REASONS[message.reason], code: message.reason });
+        this.#tell("problem", { message: ENDED[message.reason], code: message.reason });
       }
     }
   }
 
   /** After a crash the session goes on from its last state, if it was not the session's own fault. */
   #recover(take) {
-    if (take !== this.take || this.#lossesInARow >= MOST_LOSSES || !LOSSES.includes(this.#failure)) return false;
-    this.#lossesInARow += 1;
-    this.#recovering = true;
+    const seconds = take === this.take ? this.#recovery.begin() : null;
+    if (seconds === null) return false;
     this.#to("starting");
-    setTimeout(() => this.#again(), 1000 * this.#lossesInARow);
+    setTimeout(() => this.#again(), 1000 * seconds);
     return true;
   }
 
-  /** No state was on disk yet: make the take again as it was asked for. The same seed gives the same video. */
-  #startOver() {
-    const take = this.take;
-    this.#recovering = false;
+  /** No state was on disk yet: make the take again as it was asked for. */
+  async #startOver(take) {
     this.#resuming = null;
-    this.#tell("problem", { message: "" });
-    if (take.parent && take.wish) {
-      this.#story.drop(take);
-      this.branch(take.parent, take.from, take.wish);
-    } else if (this.#request?.seed === take.seed) {
-      this.start({ ...this.#request, prompt: take.prompts.map(({ chunk, text }) => [chunk, text]) });
-    } else return false;
-    return true;
+    this.#recovered();
+    if (!take.wish) {
+      this.start(this.#recovery.repeated(take));
+      return;
+    }
+    this.#story.drop(take);
+    await this.resume(take.parent.id, { have: take.parent.length, hold: true });
+    await this.#settled();
+    this.branch(take.parent, take.from, take.wish);
   }
 
   #heard(message) {
@@ -393,7 +369,7 @@ export class Director extends EventTarget {
   #error(message) {
     const { code, message: text, param } = message.error;
     if (code === "rate_limited") return;
-    this.#failure = code;
+    this.#recovery.failure = code;
     this.#branching = null;
     if (code === "not_ready" && this.#opening && this.phase === "starting") {
       setTimeout(() => { if (this.#opening) this.#say(this.#opening); }, 1000);
@@ -405,14 +381,16 @@ export class Director extends EventTarget {
       setTimeout(() => this.#again(), 1000);
       return;
     }
-    if (LOSSES.includes(code) && this.take && this.#lossesInARow < MOST_LOSSES) {
-      const told = "The model stopped and is being started again. The video goes on by itself; nothing is lost.";
-      this.#tell("problem", { message: told, code, kind: "hint", fatal: true });
-      announce(told, true);
+    if (this.take && this.#recovery.possible) {
+      this.#tell("problem", { message: LOST, code, kind: "hint", fatal: true });
+      announce(LOST, true);
       return;
     }
-    if (code === "chunk_not_kept" && this.#recovering && this.#startOver()) return;
-    this.#recovering = false;
+    if (code === "chunk_not_kept" && this.#recovery.repeatable(this.take)) {
+      this.#startOver(this.take);
+      return;
+    }
+    this.#recovery.active = false;
     this.#tell("problem", { message: text, code, param, fatal: message.fatal });
     announce(text, true);
     if ((this.phase === "starting" || this.#resuming) && !message.fatal) {
