@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from helios.evaluation import Arm, Subject
 
-__all__ = ["bench"]
+__all__ = ["bench", "subject_of"]
 
 RANDOM = "random-"
 _RIVALS = ("diffusers",)
@@ -46,6 +46,12 @@ def bench(
     layers: Annotated[
         int | None, typer.Option(min=1, help="Fewer blocks (random weights).")
     ] = None,
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Measure two starts of a process before all else.")
+    ] = False,
+    tune_decoder: Annotated[
+        int, typer.Option(min=0, help="Of cuDNN's algorithms tried for the decoder; 0: none.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, noise and inputs.")] = 7,
@@ -56,6 +62,7 @@ def bench(
     A chunk is 33 frames, decoder and copy to the host included. With --against, both engines run
     on the same tensors in one process, taking turns.
     """
+    from helios.cli.starts import measure_starts, starts_markdown
     from helios.evaluation import BenchConfig, hardware, own_arms, report
     from helios.evaluation import bench as run
     from helios.pipeline import pick_device, pick_dtype
@@ -76,8 +83,12 @@ def bench(
         # Before the minutes of work, not after them.
         out.mkdir(parents=True, exist_ok=True)
     place = pick_device(device)
-    subject = _subject(model, place, pick_dtype(dtype, place), size, layers, seed)
-    makers: list[Callable[[], Arm]] = own_arms(subject)
+    begun = None
+    if starts:
+        asked = {"model": model, "device": device, "dtype": dtype, "tune_decoder": tune_decoder}
+        begun = measure_starts({**asked, "size": size, "layers": layers, "seed": seed})
+    subject = subject_of(model, place, pick_dtype(dtype, place), size, layers, seed)
+    makers: list[Callable[[], Arm]] = own_arms(subject, tune_decoder)
     if rival is not None:
         makers += rival.arms(subject)
     makers = _without(makers, skip or ())
@@ -86,6 +97,9 @@ def bench(
     if against is not None:
         result["hardware"][against] = importlib.metadata.version(against)
     text = report(result)
+    if begun is not None:
+        result["starts"] = begun
+        text += "\n" + starts_markdown(begun)
     typer.echo(text)
     if out is not None:
         write_json(out / "bench.json", result)
@@ -132,7 +146,7 @@ def _rival(name: str) -> ModuleType:
     return module
 
 
-def _subject(
+def subject_of(
     model: str,
     device: torch.device,
     dtype: torch.dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
@@ -26,9 +27,14 @@ class _PlainArm(PipelineArm):
             yield
 
 
-def own_arms(subject: Subject) -> list[Callable[[], Arm]]:
-    """Makers of what this package offers on the subject's device, in the order of its exactness."""
-    makers = _Makers(subject)
+def own_arms(subject: Subject, tune_decoder: int = 0) -> list[Callable[[], Arm]]:
+    """Makers of what this package offers on the subject's device, in the order of its exactness.
+
+    Args:
+        subject: the weights and inputs.
+        tune_decoder: see ``EngineConfig``; the same for all.
+    """
+    makers = _Makers(subject, tune_decoder)
     exact = [makers.helios]
     if subject.device.type == "cuda":
         exact.append(makers.unfused)
@@ -41,8 +47,8 @@ def own_arms(subject: Subject) -> list[Callable[[], Arm]]:
 class _Makers:
     """One method per arm; its name is what ``--skip`` takes."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, tune_decoder: int) -> None:
+        self.subject, self.tune_decoder = subject, tune_decoder
         self._narrow: HeliosTransformer | None = None
 
     def helios(self) -> Arm:
@@ -108,7 +114,7 @@ class _Makers:
             defaults,
             subject.schedule,
             name=subject.name,
-            engine=engine,
+            engine=replace(engine, tune_decoder=self.tune_decoder),
         )
 
 

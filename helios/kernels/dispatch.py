@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helios.kernels.kept import keep_compiled
+
 __all__ = [
     "Machine",
     "is_fast",
@@ -90,6 +92,7 @@ def machine_of(device: torch.device) -> Machine:
 def _examine(index: int) -> Machine:
     capability = torch.cuda.get_device_capability(index)
     triton = capability >= (8, 0)
+    keep_compiled()
     if not triton:
         say_once("this GPU is older than Ampere (capability 8.0): plain kernels are used")
     elif trouble := _triton_trouble(index):

@@ -16,10 +16,18 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder, load_codec
+from helios.codec import (
+    Codec,
+    PreviewCodec,
+    PreviewConfig,
+    PreviewDecoder,
+    load_codec,
+    load_preview,
+)
 from helios.codec import save_preview as write_preview
 from helios.data import RingConfig, SceneFrames
 from helios.distributed import World
+from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES
 from helios.training.codec_stage import measure_psnr, moving
 from helios.training.networks import find_codec
@@ -36,6 +44,7 @@ class PreviewStageConfig:
     Attributes:
         preview: its shape.
         codec: folder of the autoencoder it stands in for: itself, or a model or run that holds one.
+        initial: folder of a preview decoder that training starts from, of the same shape.
         data: pictures and their ring.
         batch: windows of 33 frames per batch.
         window: pixels a side of a window; whole latent cells.
@@ -46,6 +55,7 @@ class PreviewStageConfig:
 
     preview: PreviewConfig
     codec: Path
+    initial: Path | None = None
     data: RingConfig = field(default_factory=RingConfig)
     batch: int = 4
     window: int = 64
@@ -68,7 +78,7 @@ class PreviewStageConfig:
         """The stage with a fresh decoder.
 
         Raises:
-            CheckpointError: if ``codec`` holds no autoencoder.
+            CheckpointError: if ``codec`` holds no autoencoder, or ``initial`` no fitting decoder.
             ValueError: if the decoder's shape does not fit it.
         """
         return PreviewStage(self, world, seed=seed, compiled=compiled)
@@ -110,6 +120,12 @@ class PreviewStage:
         self._codec = load_codec(find_codec(config.codec), device=world.device)
         torch.manual_seed(seed)
         decoder = PreviewDecoder(config.preview)
+        if config.initial is not None:
+            decoder = load_preview(config.initial, self._codec)
+            if decoder.config != config.preview:
+                raise CheckpointError(
+                    f"{config.initial} has a preview decoder of another shape than stage.preview"
+                )
         PreviewCodec(self._codec, decoder)  # refuses one of another shape
         self.model: nn.Module = decoder.to(world.device).train()
         self._data = SceneFrames(

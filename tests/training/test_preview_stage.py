@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helios.codec import Codec, PreviewConfig, WanAutoencoder, load_codec, load_preview, save_codec
+from helios.errors import CheckpointError
 from helios.training import (
     OptimizerConfig,
     PreviewStageConfig,
@@ -19,6 +20,7 @@ from helios.training import (
 )
 
 from .small import RING, codec_config
+from .toys import alone
 
 
 @pytest.fixture
@@ -59,6 +61,13 @@ def test_it_comes_near_the_codec(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run/samples/final/preview.png").read_bytes()[:4] == b"\x89PNG"
     decoder = load_preview(tmp_path / "run/model/preview", load_codec(folder))
     assert decoder.config.widths == (8, 8, 8)
+    again = config(folder)
+    again = replace(again, stage=replace(again.stage, initial=tmp_path / "run/model/preview"))
+    model = again.stage.build(alone(), seed=3, compiled=False).model
+    assert all(torch.equal(v, decoder.state_dict()[n]) for n, v in model.state_dict().items())
+    other = replace(again.stage, preview=PreviewConfig(widths=(8, 8, 4)))
+    with pytest.raises(CheckpointError, match="another shape"):
+        other.build(alone(), seed=3, compiled=False)
 
 
 @pytest.mark.parametrize(
