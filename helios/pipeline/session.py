@@ -305,7 +305,7 @@ _NOT_SAVED = frozenset(
 )
 """Fields of a request that are in the state by then, or belong to the caller."""
 _MAY_DIFFER = frozenset(
-    {"helios", "model", "prompt", "image", "video", "num_frames", "seed", "lora"}
+    {"helios", "model", "prompt", "image", "video", "num_frames", "seed", "branch_seed", "lora"}
 )
 """Settings that do not change how the next chunk is made."""
 
@@ -334,7 +334,8 @@ def resume(
         generator.set_state(state.random)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointCorruptError(f"session {path} is damaged: {error}") from None
-    kept = {key: saved.settings[key] for key in ("image", "video") if key in saved.settings}
+    told = ("image", "video", "branch_seed")
+    kept = {key: saved.settings[key] for key in told if key in saved.settings}
     return Session(
         pipeline, request, resolved, state, generator, settings=settings | kept, keep=keep
     )
