@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from helios.codec import Codec, WanAutoencoder
+from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder, WanAutoencoder
 from helios.codec.decode import FastDecoder, PlainOps, fast_ops
 from helios.evaluation import hardware, timed
 from helios.evaluation.clock import Spread
@@ -127,6 +127,9 @@ def forms(options: argparse.Namespace) -> list[dict[str, Any]]:
             measure("fast bf16, kernels", fast, trials)
             measure("fast bf16, kernels, to bytes", fast.levels, trials)
             measure("first frame alone, to bytes", partial(_first, fast), trials)
+    shape = PreviewConfig(frames=config.temporal_ratio, pixels=config.spatial_ratio)
+    preview = PreviewCodec(codec, PreviewDecoder(shape))
+    measure("preview decoder, to bytes", preview.decode_uint8, 0)
     flops = decode_flops(config, *latent_size(height, width))
     for row in rows:
         row["tflops_per_second"] = flops / row["median_ms"] / 1e9

@@ -22,6 +22,7 @@ import typer
 
 from helios.cli.errors import CommandError, exit_code, explain
 from helios.errors import InputError
+from helios.files import shown
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -73,6 +74,10 @@ def generate(
             help="Adapter FILE, or FILE:SCALE such as style.safetensors:0.8 (repeatable)."
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="Decode by the preview decoder in this folder: rougher, much faster."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     script: Annotated[
@@ -113,7 +118,15 @@ def generate(
     if sum(source is not None for source in (prompt, script, batch)) > 1:
         raise ValueError("give only one of a prompt, --script and --batch")
     loras = [parse_lora(text) for text in lora or []]
-    run = Run(model, device, dtype, loras, overwrite=overwrite, json_output=json_output)
+    run = Run(
+        model,
+        device,
+        dtype,
+        loras,
+        preview=preview,
+        overwrite=overwrite,
+        json_output=json_output,
+    )
     if batch is not None:
         run.batch(batch, values, output)
         return
@@ -147,6 +160,7 @@ class Run:
         dtype: str,
         loras: Sequence[tuple[Path, float]] = (),
         *,
+        preview: Path | None = None,
         overwrite: bool,
         json_output: bool,
     ) -> None:
@@ -158,6 +172,12 @@ class Run:
         self.loras = loras
         for file, _ in loras:
             check_lora(file, self.model.folder)
+        if preview is not None and not (preview / "config.json").is_file():
+            raise InputError(
+                f"--preview {shown(preview)}: no preview decoder is there; train one with: "
+                "helios train preview-decoder"
+            )
+        self.preview = preview
         self.overwrite = overwrite
         self.json_output = json_output
         self._pipeline: Pipeline | None = None
@@ -273,9 +293,11 @@ class Run:
 
     def _load(self) -> Pipeline:
         if self._pipeline is None:
-            from helios.pipeline import load_inspected
+            from helios.pipeline import EngineConfig, load_inspected
 
             pipeline = load_inspected(self.model, self.device, self.dtype)
+            if self.preview is not None:
+                pipeline.accelerate(EngineConfig(preview=self.preview))
             for number, (file, scale) in enumerate(self.loras, 1):
                 name = file.stem if file.stem not in pipeline.loras else f"{file.stem}-{number}"
                 pipeline.load_lora(file, name, scale)
