@@ -3,163 +3,20 @@
 from __future__ import annotations
 
 import base64
-import importlib
-import io
-import json
 import re
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+from .studio_page import BLUE, RED, Studio, blueness, studio
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-studio = importlib.import_module("studio_browser")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Route
 
 STATIC = Path(__file__).parents[2] / "helios" / "serving" / "static"
-RED = "a large red ball bounces on green grass"
-BLUE = "a blue cube spins on snow"
-# The fewest steps at which the scene is what the words say; guidance takes a change at once.
-CHEAP = {"steps": "2", "guidance": "3", "transition": "0", "seed": "7"}
-WAIT_MS = 40_000
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One place, so that a second visitor has to wait; one adapter to choose."""
-    from helios.model import LoraConfig, new_adapter, save_adapter
-    from helios.pipeline import load
-
-    folder = tmp_path_factory.mktemp("studio")
-    adapter = new_adapter(load("tiny").transformer, LoraConfig(rank=2))
-    save_adapter(adapter, folder / "pastel.safetensors")
-    options = ["--lora", f"pastel={folder / 'pastel.safetensors'}", "--limit", "live=1"]
-    with studio.server(folder, options) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        path = studio.find_chromium()
-    except FileNotFoundError as missing:
-        pytest.fail(str(missing))
-    assert path
-    with studio.chromium() as running:
-        yield running
-
-
-class Studio:
-    """A page, and what a person does with it."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page = page
-        self.address = address
-        self.said: list[str] = []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
-
-    def open(self, **settings: Any) -> Studio:
-        chosen = json.dumps(CHEAP | {"length": "", **settings})
-        self.page.add_init_script(
-            f"if (!localStorage['helios.settings']) localStorage['helios.settings'] = {chosen!r}"
-        )
-        self.page.goto(self.address)
-        self.page.wait_for_selector(".example, #hints .chip", state="attached")
-        return self
-
-    def write(self, prompt: str) -> None:
-        self.page.fill("#prompt", prompt)
-        self.page.press("#prompt", "Enter")
-
-    @property
-    def chunks(self) -> int:
-        return self.page.locator(".lane[data-current=true] .tile").count()
-
-    @property
-    def time(self) -> float:
-        return float(self.page.evaluate("document.getElementById('video').currentTime"))
-
-    @property
-    def phase(self) -> str:
-        return str(self.page.evaluate("document.body.dataset.phase"))
-
-    def until(self, expression: str, seconds: float = WAIT_MS / 1000) -> None:
-        """Wait for an expression; playwright's own way needs eval, which the page forbids."""
-        deadline = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < deadline, expression
-            self.page.wait_for_timeout(40)
-
-    def wait_chunks(self, count: int) -> None:
-        tiles = "document.querySelectorAll('.lane[data-current=true] .tile').length"
-        self.until(f"{tiles} >= {count}")
-
-    def wait_phase(self, name: str) -> None:
-        self.until(f"document.body.dataset.phase === '{name}'")
-
-    def frame(self, seconds: float) -> np.ndarray:
-        """Pixels ``[H, W, 3]`` of what the player shows at ``seconds``."""
-        # A player that has come to its end goes on when there is more: seek, then stop it.
-        self.page.evaluate("at => { document.getElementById('video').currentTime = at; }", seconds)
-        self.page.wait_for_timeout(250)
-        if self.page.get_attribute("#play", "aria-label") == "Pause":
-            self.page.evaluate("document.getElementById('play').click()")
-        url = self.page.evaluate(
-            """async (at) => {
-              const video = document.getElementById("video");
-              video.currentTime = at;
-              await new Promise((done) => video.addEventListener("seeked", done, { once: true }));
-              await new Promise((done) => setTimeout(done, 120));
-              const canvas = document.createElement("canvas");
-              canvas.width = video.videoWidth; canvas.height = video.videoHeight;
-              canvas.getContext("2d").drawImage(video, 0, 0);
-              return canvas.toDataURL("image/png");
-            }""",
-            seconds,
-        )
-        from PIL import Image
-
-        data = base64.b64decode(url.partition(",")[2])
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float64)
-
-
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Studio]:
-    """A fresh page; afterwards: nothing on the console, no request to anybody else."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    tab = context.new_page()
-    tab.set_default_timeout(WAIT_MS)
-    foreign: list[str] = []
-
-    def look(route: Route) -> None:
-        url = route.request.url
-        if url.startswith((address, "blob:", "data:")):
-            route.continue_()
-        else:
-            foreign.append(url)
-            route.abort()
-
-    context.route("**/*", look)
-    visited = Studio(tab, address)
-    yield visited
-    context.close()
-    assert visited.said == []
-    assert foreign == []
-
-
-def blueness(pixels: np.ndarray) -> float:
-    """Share of strongly blue minus share of strongly red pixels in the middle of the frame."""
-    height, width, _ = pixels.shape
-    middle = pixels[height // 5 :, width // 5 : -width // 5]
-    red, blue = middle[..., 0], middle[..., 2]
-    return float(np.mean(blue - red > 40) - np.mean(red - blue > 40))
 
 
 # -------------------------------------------------------------------------------- the live stage

@@ -1,9 +1,9 @@
 // One live stage: turns wishes into messages, and messages into takes, pictures and announcements.
 
 import { Connection } from "./protocol.js";
-import { announce, memory } from "./dom.js";
+import { announce, memory, until } from "./dom.js";
 import { short } from "./format.js";
-import { ENDED, LOST } from "./words.js";
+import { DRAINING, ENDED, LOST } from "./words.js";
 import { Recovery } from "./recovery.js";
 
 /** Chunks made beyond the one that plays, when no end is set: near enough to change one's mind. */
@@ -76,7 +76,7 @@ export class Director extends EventTarget {
   }
 
   /** Open a session of the library, or another take of this story. */
-  async resume(id, { have = 0, chunk = null, fresh = false, hold = false, entry = null } = {}) {
+  async resume(id, { have = 0, fresh = false, hold = false, entry = null } = {}) {
     if (fresh) {
       this.#story.clear();
       this.#player.reset();
@@ -88,7 +88,6 @@ export class Director extends EventTarget {
     this.#story.open(known ? { id } : { id, settings: entry?.settings ?? {} });
     this.#to("starting");
     const message = { type: "session.resume", session: id, have };
-    if (chunk !== null) message.chunk = chunk;
     // To look at it only: nothing new is made before the wish to stop arrives.
     await this.#begin(hold ? this.#bounded(message, 1) : this.#bounded(message));
   }
@@ -171,17 +170,7 @@ export class Director extends EventTarget {
   }
 
   /** Wait until the session that was asked for is there. */
-  #settled() {
-    if (this.phase !== "starting" && this.phase !== "queued") return Promise.resolve();
-    return new Promise((done) => {
-      const look = () => {
-        if (this.phase === "starting" || this.phase === "queued") return;
-        this.removeEventListener("phase", look);
-        done();
-      };
-      this.addEventListener("phase", look);
-    });
-  }
+  #settled() { return until(this, "phase", () => this.phase !== "starting" && this.phase !== "queued"); }
 
   async #say(message) {
     try {
@@ -195,7 +184,6 @@ export class Director extends EventTarget {
   }
 
   #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
-
   #to(phase) {
     this.phase = phase;
     clearTimeout(this.#rest);
@@ -228,9 +216,7 @@ export class Director extends EventTarget {
       case "session.saved": this.#tell("saved", message); announce("Kept in the library"); break;
       case "session.done": this.#done(take, message); break;
       case "health": this.#heard(message); break;
-      case "server.draining":
-        this.#tell("problem", { message: "The server is going down; this session is kept and can be taken up again.", code: "draining" });
-        break;
+      case "server.draining": this.#tell("problem", { message: DRAINING, code: "draining" }); break;
       case "error": this.#error(message); break;
     }
   }
@@ -279,9 +265,7 @@ export class Director extends EventTarget {
   #videoStart(message, bytes) {
     const take = this.#story.takes.get(message.session) ?? this.take;
     if (take) this.#story.cut(take, message.first_chunk);
-    this.#player.begin({
-      mime: message.mime, fps: message.fps, firstChunk: message.first_chunk, chunkFrames: this.#chunkFrames,
-    }, bytes);
+    this.#player.begin({ mime: message.mime, fps: message.fps, firstChunk: message.first_chunk, chunkFrames: this.#chunkFrames }, bytes);
     this.#player.pace.restart(performance.now() / 1000);
     this.#tell("video", message);
     if (!this.#recovery.active || !take) return;
@@ -325,39 +309,31 @@ export class Director extends EventTarget {
       this.#to(this.take?.length ? "done" : "empty");
       return;
     }
-    if (message.reason === "worker" && this.#recover(take)) return;
+    // After a crash it goes on from its last state, if it was not the video's own fault.
+    const pause = message.reason === "worker" && take === this.take ? this.#recovery.begin() : null;
+    if (pause !== null) {
+      this.#to("starting");
+      setTimeout(() => this.#again(), 1000 * pause);
+      return;
+    }
     take.done = message.reason;
     this.#resuming = null;
     if (take === this.take) {
       this.#to(take.length ? "done" : "empty");
       announce(ENDED[message.reason] ?? "The video ended.");
-      if (message.reason === "lifetime" || message.reason === "worker") {
-        this.#tell("problem", { message: ENDED[message.reason], code: message.reason });
-      }
+      if (["lifetime", "worker"].includes(message.reason)) this.#tell("problem", { message: ENDED[message.reason], code: message.reason });
     }
-  }
-
-  /** After a crash the session goes on from its last state, if it was not the session's own fault. */
-  #recover(take) {
-    const seconds = take === this.take ? this.#recovery.begin() : null;
-    if (seconds === null) return false;
-    this.#to("starting");
-    setTimeout(() => this.#again(), 1000 * seconds);
-    return true;
   }
 
   /** No state was on disk yet: make the take again as it was asked for. */
   async #startOver(take) {
     this.#resuming = null;
     this.#recovered();
-    if (!take.wish) {
-      this.start(this.#recovery.repeated(take));
-      return;
-    }
+    if (!take.wish) return this.start(this.#recovery.repeated(take));
     this.#story.drop(take);
     await this.resume(take.parent.id, { have: take.parent.length, hold: true });
     await this.#settled();
-    this.branch(take.parent, take.from, take.wish);
+    return this.branch(take.parent, take.from, take.wish);
   }
 
   #heard(message) {
@@ -375,9 +351,9 @@ export class Director extends EventTarget {
       setTimeout(() => { if (this.#opening) this.#say(this.#opening); }, 1000);
       return;
     }
-    if (this.#resuming && (code === "not_ready" || (["session_active", "queue_full"].includes(code) && this.#tries < 10))) {
-      // The model is being loaded again, or the server has not noticed yet that the old connection is gone.
-      if (code !== "not_ready") this.#tries += 1;
+    if (this.#resuming && ["session_active", "queue_full"].includes(code) && this.#tries < 10) {
+      // The server has not noticed yet that the other end of the old connection is gone.
+      this.#tries += 1;
       setTimeout(() => this.#again(), 1000);
       return;
     }
@@ -386,10 +362,7 @@ export class Director extends EventTarget {
       announce(LOST, true);
       return;
     }
-    if (code === "chunk_not_kept" && this.#recovery.repeatable(this.take)) {
-      this.#startOver(this.take);
-      return;
-    }
+    if (code === "chunk_not_kept" && this.#recovery.repeatable(this.take)) { this.#startOver(this.take); return; }
     this.#recovery.active = false;
     this.#tell("problem", { message: text, code, param, fatal: message.fatal });
     announce(text, true);
@@ -421,6 +394,6 @@ export class Director extends EventTarget {
     const take = this.take;
     if (!take) return;
     this.#resuming ??= { id: take.id, hold: false };
-    this.#say(this.#bounded({ type: "session.resume", session: take.id, have: take.length }));
+    this.#begin(this.#bounded({ type: "session.resume", session: take.id, have: take.length }));
   }
 }

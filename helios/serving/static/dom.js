@@ -80,6 +80,11 @@ export function confirm(text, yes) {
   });
 }
 
+/** Wait for `good()`, looked at now and after each event `name` of `target`. */
+export async function until(target, name, good) {
+  while (!good()) await new Promise((done) => { target.addEventListener(name, done, { once: true }); });
+}
+
 /** A value of local storage, which may be switched off. */
 export const memory = {
   get(name) { try { return JSON.parse(localStorage.getItem(`helios.${name}`)); } catch { return null; } },
