@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+
+from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder
 from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
 from helios.evaluation.throughput import Arm, PipelineArm
@@ -41,7 +44,8 @@ def own_arms(subject: Subject, tune_decoder: int = 0) -> list[Callable[[], Arm]]
     reused = [makers.history_once_a_scale, makers.history_once_a_chunk]
     if not machine_of(subject.device).runs_fp8:
         return [*exact, *reused]
-    return [*exact, makers.fp8_products, makers.fp8, *reused, makers.fp8_history_once_a_chunk]
+    approximate = [makers.fp8_history_once_a_chunk, makers.fp8_history_once_a_chunk_preview]
+    return [*exact, makers.fp8_products, makers.fp8, *reused, *approximate]
 
 
 class _Makers:
@@ -80,6 +84,19 @@ class _Makers:
         name = "helios, fp8, history once a chunk"
         return PipelineArm(name, "approximate", pipeline, self.subject)
 
+    def fp8_history_once_a_chunk_preview(self) -> Arm:
+        """One more: a preview decoder, random unlike the rest, so that its time alone counts."""
+        config = self.subject.codec.config
+        torch.manual_seed(0)
+        shape = PreviewConfig(
+            z_dim=config.z_dim, frames=config.temporal_ratio, pixels=config.spatial_ratio
+        )
+        codec = PreviewCodec(self.subject.codec, PreviewDecoder(shape))
+        engine = EngineConfig(reuse_history="chunk")
+        pipeline = self._pipeline(engine, self._quantised(), codec)
+        name = "helios, fp8, history once a chunk, preview decoder"
+        return PipelineArm(name, "approximate", pipeline, self.subject)
+
     def _quantised(self) -> HeliosTransformer:
         """The subject's transformer with e4m3 weights, made once."""
         if self._narrow is None:
@@ -97,7 +114,10 @@ class _Makers:
         return PipelineArm("helios, history once a chunk", "approximate", pipeline, self.subject)
 
     def _pipeline(
-        self, engine: EngineConfig, transformer: HeliosTransformer | None = None
+        self,
+        engine: EngineConfig,
+        transformer: HeliosTransformer | None = None,
+        codec: Codec | None = None,
     ) -> Pipeline:
         subject = self.subject
         defaults = GenerationConfig(
@@ -109,7 +129,7 @@ class _Makers:
         )
         return Pipeline(
             transformer or subject.transformer,
-            subject.codec,
+            codec or subject.codec,
             None,
             defaults,
             subject.schedule,

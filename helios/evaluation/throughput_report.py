@@ -60,7 +60,9 @@ def _about(result: Mapping[str, Any]) -> str:
     return (
         f"{subject['name']}, {subject['parameters'] / 1e9:.3g} B parameters, {width}x{height}, "
         f"{subject['dtype']}, on {machine}; {versions}. A chunk is 33 frames, "
-        "from the arrival of the chunk before it on the host to its own."
+        "from the arrival of the chunk before it on the host to its own. First frame and first "
+        "chunk count from the request in a warm process, its text encoded, the first chunk not "
+        "amplified."
     )
 
 

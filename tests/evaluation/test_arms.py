@@ -16,7 +16,7 @@ def test_every_arm_of_a_hopper_gpu(subject) -> None:
         makers = own_arms(made)
         result = bench(made, makers, config)
     assert result["left_out"] == []
-    assert len(result["arms"]) == len(makers) == 6
+    assert len(result["arms"]) == len(makers) == 7
     for name, arm in result["arms"].items():
         errors = [part["relative_l2"] for part in arm["error"]]
         latents = arm["plans"]["2,1,1"]["latents"]["relative_l2"]
@@ -28,6 +28,11 @@ def test_every_arm_of_a_hopper_gpu(subject) -> None:
             # One step of three repeats a scale, two follow the first of the chunk.
             assert latents > 0, name
         assert latents < 0.5, name
+    arms = result["arms"]
+    usual = arms["helios, fp8, history once a chunk"]
+    preview = arms["helios, fp8, history once a chunk, preview decoder"]
+    assert preview["error"] == usual["error"]
+    assert preview["decode_error"]["relative_l2"] > 10 * usual["decode_error"]["relative_l2"]
     assert not is_quantised(made.transformer)
 
 
