@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from helios.serving.app import create_app
 from helios.serving.config import ServeConfig
@@ -26,6 +27,7 @@ __all__ = ["serve"]
 
 HEADER_SECONDS = 10.0
 MESSAGE_BYTES = 128 * 1024
+SEND_BYTES = 512 * 1024
 LAST_SECONDS = 4.0
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -62,8 +64,7 @@ def _protocol(connections: _Connections) -> type[H11Protocol]:
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            peer = transport.get_extra_info("peername")
-            address = str(peer[0]) if isinstance(peer, tuple) else "local"
+            address = _peer(transport)
             if not connections.enter(address):
                 transport.write(BUSY)
                 transport.close()
@@ -107,6 +108,23 @@ def _protocol(connections: _Connections) -> type[H11Protocol]:
                 super().eof_received()
 
     return Bounded
+
+
+def _socket_protocol(connections: _Connections) -> type[WebSocketsSansIOProtocol]:
+    class Counted(WebSocketsSansIOProtocol):
+        """A WebSocket that takes over a connection of ``Bounded``, and its place."""
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            connections.leave(_peer(self.transport))
+            super().connection_lost(exc)
+
+    return Counted
+
+
+def _peer(transport: Any) -> str:
+    """The address of the other end."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else "local"
 
 
 def serve(config: ServeConfig, *, announce: Any = None) -> None:
@@ -165,10 +183,11 @@ async def _run(
 
 def _uvicorn_config(config: ServeConfig, service: Service) -> uvicorn.Config:
     limits = config.limits
+    connections = _Connections(limits.connections, limits.per_address)
     return uvicorn.Config(
         create_app(service),
-        http=_protocol(_Connections(limits.connections, limits.per_address)),
-        ws="websockets-sansio",
+        http=_protocol(connections),
+        ws=_socket_protocol(connections),
         ws_max_size=MESSAGE_BYTES,
         ws_ping_interval=20.0,
         ws_ping_timeout=20.0,
@@ -205,6 +224,8 @@ def _listen(config: ServeConfig) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The system would hold megabytes for a client that takes nothing; accepted ones inherit it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listener.bind((config.host, config.port))
         listener.listen(256)
     except OSError as error:
