@@ -11,15 +11,14 @@ Student, teacher and critic are the same class, and the student is sampled as th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from helios.conditioning import TextEncoder
 from helios.data import Batch
-from helios.diffusion import CFG, Pyramid, combine, mix, to_clean, velocity
+from helios.diffusion import CFG, combine, mix, to_clean, velocity
 from helios.distributed import World
 from helios.history import DropConfig, HistoryWindow, corrupt
 from helios.model import HeliosTransformer, adapters_of, bind, new_adapter, recompute_blocks
@@ -42,61 +41,15 @@ from helios.training.residence import Residence
 from helios.training.rollout import draw_exits, simulate
 from helios.training.stage import Player
 from helios.training.stage3_config import Stage3Config
+from helios.training.windows import Group, Noised, Windows
 
 __all__ = ["Stage3"]
 
 CRITIC = "critic"
-TIMESTEPS = 1000.0
 GRAPHS = 64
 """Forms of a block that may be compiled; PyTorch gives up after eight."""
 NOTHING = DropConfig(all=1.0, i2v=0.0, v2v=0.0)
 """Text to video: the whole past is dropped."""
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Real sections with their damaged pasts, those without a past first.
-
-    Attributes:
-        clean: ``[B, C, 9, h, w]`` the sections.
-        window: their pasts as the scores see them.
-        own: their pasts as the student sees them.
-        text: ``[B, L, D]`` captions as the student reads them.
-        score_text: as the teacher reads them.
-        first: how many of them have no past.
-        progress: share of the run that is over.
-    """
-
-    clean: Tensor
-    window: HistoryWindow
-    own: HistoryWindow
-    text: Tensor
-    score_text: Tensor
-    first: int
-    progress: float
-
-    def __len__(self) -> int:
-        return len(self.clean)
-
-
-class Group(NamedTuple):
-    """Samples of a batch that are made with the same plan."""
-
-    part: slice
-    plan: Pyramid
-
-
-class Noised(NamedTuple):
-    """A sample on its way: ``x = (1 - sigma) clean + sigma noise``."""
-
-    x: Tensor
-    noise: Tensor
-    sigma: Tensor
-
-    @property
-    def timestep(self) -> Tensor:
-        """What the teacher is told."""
-        return TIMESTEPS * self.sigma
 
 
 class Stage3(FlowStage):

@@ -13,7 +13,7 @@ from helios.model import LoraConfig, adapters_of
 from helios.training import DynamicRenoise, Trainer, train
 from helios.training.networks import parts_of
 from helios.training.rollout import draw_exits
-from helios.training.stage3 import Noised
+from helios.training.windows import Noised
 
 from .small import stage3_config
 from .test_codec_stage import same, tensors
