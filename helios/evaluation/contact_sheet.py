@@ -31,7 +31,7 @@ __all__ = ["contact_sheet", "save_contact_sheet"]
 GAP = 4
 MARGIN = 16
 TEXT_SIZE = 15
-WIDEST = 960
+WIDEST = 800
 LINE = 20
 BACKGROUND, INK, FAINT = (252, 252, 250), (25, 25, 25), (130, 130, 130)
 
@@ -91,12 +91,12 @@ def save_contact_sheet(
 ) -> None:
     """Write the sheet as a PNG, whole or not at all; folders on the way are made.
 
-    It is at most `WIDEST` pixels wide and has 256 colours, dithered: a sixth of the bytes.
+    It is at most `WIDEST` pixels wide and has 128 colours, dithered: a sixth of the bytes.
     """
     sheet = contact_sheet(videos, captions, columns=columns)
     if sheet.width > WIDEST:
         sheet = sheet.resize((WIDEST, round(sheet.height * WIDEST / sheet.width)))
-    palette = sheet.quantize(256, method=1, kmeans=2)  # by the range of colours, not their number
+    palette = sheet.quantize(128, method=1, kmeans=2)  # by the range of colours, not their number
     sheet = sheet.quantize(palette=palette)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
