@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -89,6 +90,10 @@ def measure(page: Page, runs: int) -> list[dict[str, float]]:
     return results[1:]
 
 
+def _short(run: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in run.items()}
+
+
 def _wait(page: Page, expression: str, seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := page.evaluate(expression)):
@@ -126,8 +131,11 @@ def main() -> int:
         f"{'ok' if good else 'TOO SLOW'}"
     )
     if options.out is not None:
-        report = {"runs": results, "median": median, "machine": platform.platform()}
-        options.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        machine = {"system": platform.platform(), "cpus": os.cpu_count()}
+        asked = {"steps": options.steps, "threads": options.threads, "prompt": PROMPT, "seed": 7}
+        runs = [_short(run) for run in results]
+        report = {"machine": machine, "asked": asked, "runs": runs, "median": _short(median)}
+        options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return 0 if good else 1
 
 

@@ -61,7 +61,7 @@ export class Timeline extends EventTarget {
     const keep = new Set(takes.flatMap((take) => take.chunks.slice(this.#first(take) - take.from).map((chunk) => `${take.id} ${chunk.index}`)));
     for (const name of this.#tiles.keys()) if (!keep.has(name)) this.#tiles.delete(name);
     if (!lanes.length) lanes.push(el("div", { class: "lane" }, el("div", { class: "ribbon" }), el("div", { class: "tiles" }, coming(1))));
-    $("lanes").replaceChildren(...lanes, el("span", { id: "head", class: "head", "aria-hidden": "true" }));
+    $("lanes").replaceChildren(...lanes, el("span", { id: "head", class: "head", hidden: true, "aria-hidden": "true" }));
     $("lanes").dataset.many = takes.length > 1;
     if (focused) this.#tiles.get(focused)?.focus({ preventScroll: true });
     this.#mark();
@@ -177,6 +177,7 @@ export class Timeline extends EventTarget {
     const [left, top] = place(tile);
     head.style.transform = `translate(${left + part * tile.offsetWidth}px, ${top}px)`;
     head.style.height = `${tile.offsetHeight}px`;
+    head.hidden = false;
   }
 
   #acts() {
