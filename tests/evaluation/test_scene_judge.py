@@ -147,6 +147,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_judge(tmp_path)
+    weights = tmp_path / "weights.safetensors.xz"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_judge(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ own features with a spatial attention map per frame; the heads are shared betwee
 
 from __future__ import annotations
 
+import lzma
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from helios.errors import CheckpointCorruptError, CheckpointError
 from helios.evaluation.reading import ObjectReading, Reading
-from helios.storage import assign, read_json, read_tensors, write_json, write_tensors
+from helios.storage import assign, atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -453,6 +454,8 @@ def _pool(x: Tensor) -> Tensor:
     return torch.cat((x.mean(dim=-1), x.amax(dim=-1)), dim=-1)
 
 
+WEIGHTS = "weights.safetensors.xz"
+"""Compressed, by a tenth: only this module reads it, and the package carries it."""
 SCALE = ".scale"
 """What the name of a weight's scales ends with."""
 
@@ -462,6 +465,8 @@ def save_judge(judge: SceneJudge, folder: Path) -> None:
 
     All else is fp16; running statistics stay in fp32.
     """
+    from safetensors.torch import save
+
     tensors: dict[str, Tensor] = {}
     for name, value in judge.state_dict().items():
         if value.ndim > 1:
@@ -472,7 +477,9 @@ def save_judge(judge: SceneJudge, folder: Path) -> None:
         else:
             narrow = value.is_floating_point() and "running" not in name
             tensors[name] = value.half() if narrow else value
-    write_tensors(folder, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(lzma.compress(save(tensors), preset=9 | lzma.PRESET_EXTREME))
     write_json(folder / "config.json", judge.config.to_json())
 
 
@@ -483,7 +490,7 @@ def load_judge(folder: Path = JUDGE_FOLDER, device: torch.device | str = "cpu") 
         CheckpointError: if the folder holds none or its weights do not fit.
     """
     judge = SceneJudge(JudgeConfig.from_json(read_json(folder / "config.json")))
-    tensors = dict(read_tensors(folder))
+    tensors = _read(folder / WEIGHTS)
     for name in [name for name in tensors if name + SCALE in tensors]:
         scale = tensors.pop(name + SCALE)
         tensors[name] = tensors[name].float() * scale.view(-1, *[1] * (tensors[name].ndim - 1))
@@ -491,6 +498,18 @@ def load_judge(folder: Path = JUDGE_FOLDER, device: torch.device | str = "cpu") 
     judge = judge.float().to(device).eval()
     _channels_last(judge)
     return judge
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return dict(load(lzma.decompress(path.read_bytes())))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: this is no complete judge") from None
+    except (lzma.LZMAError, EOFError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"{path} is damaged: {error}") from None
 
 
 def _channels_last(judge: SceneJudge) -> None:
