@@ -3,6 +3,7 @@
 from helios.codec.codec import Codec, check_codec, load_codec, save_codec
 from helios.codec.config import AutoencoderConfig
 from helios.codec.preview import (
+    BUNDLED_PREVIEW,
     PreviewCodec,
     PreviewConfig,
     PreviewDecoder,
@@ -12,6 +13,7 @@ from helios.codec.preview import (
 from helios.codec.wan import Reconstruction, WanAutoencoder
 
 __all__ = [
+    "BUNDLED_PREVIEW",
     "AutoencoderConfig",
     "Codec",
     "PreviewCodec",
