@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -121,7 +123,7 @@ class FragmentEncoder:
         }
         with av.open(sink, "w", format="mp4", container_options=flags) as container:
             container.metadata["comment"] = self._comment
-            options = {"crf": _CRF, "preset": _PRESET, "sc_threshold": "0"}
+            options = {"crf": _CRF, "preset": _PRESET, "sc_threshold": "0", **_instructions()}
             stream: Any = container.add_stream("libx264", rate=self.fps, options=options)
             stream.height, stream.width = self.size
             stream.pix_fmt = "yuv420p"
@@ -143,6 +145,21 @@ class FragmentEncoder:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return sink.getvalue()
+
+
+@cache
+def _instructions() -> dict[str, str]:
+    """Which instructions x264 may use: nothing newer than AVX2.
+
+    On a busy virtual machine with AVX-512, 14 of 1,528 fragments came out with other bytes than
+    their repetitions, whatever the number of threads; with AVX2 none of 487. Where nothing disturbs
+    them both give the same bytes, in the same time.
+    """
+    try:
+        newer = "avx512f" in Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return {}
+    return {"x264-params": "asm=avx2"} if newer else {}
 
 
 def _boxes(data: bytes, *names: bytes) -> list[bytes]:
