@@ -76,7 +76,7 @@ def generate(
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(help="Decode roughly and fast: tiny, or a preview decoder's folder."),
+        typer.Option(help="Decode roughly and fast: the folder of a preview decoder."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -172,10 +172,6 @@ class Run:
         self.loras = loras
         for file, _ in loras:
             check_lora(file, self.model.folder)
-        if preview is not None and str(preview) == "tiny" and not preview.exists():
-            from helios.codec import BUNDLED_PREVIEW
-
-            preview = BUNDLED_PREVIEW
         if preview is not None and not (preview / "config.json").is_file():
             raise InputError(
                 f"--preview {shown(preview)}: no preview decoder is there; train one with: "

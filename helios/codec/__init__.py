@@ -3,7 +3,6 @@
 from helios.codec.codec import Codec, check_codec, load_codec, save_codec
 from helios.codec.config import AutoencoderConfig
 from helios.codec.preview import (
-    BUNDLED_PREVIEW,
     PreviewCodec,
     PreviewConfig,
     PreviewDecoder,
@@ -13,7 +12,6 @@ from helios.codec.preview import (
 from helios.codec.wan import Reconstruction, WanAutoencoder
 
 __all__ = [
-    "BUNDLED_PREVIEW",
     "AutoencoderConfig",
     "Codec",
     "PreviewCodec",

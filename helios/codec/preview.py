@@ -21,7 +21,6 @@ from helios.errors import CheckpointError
 from helios.storage import fill, open_weights, read_json, write_json, write_tensors
 
 __all__ = [
-    "BUNDLED_PREVIEW",
     "PreviewCodec",
     "PreviewConfig",
     "PreviewDecoder",
@@ -29,8 +28,6 @@ __all__ = [
     "save_preview",
 ]
 
-BUNDLED_PREVIEW = Path(__file__).resolve().parents[1] / "assets" / "preview"
-"""The preview decoder of the bundled model's autoencoder; users call it tiny."""
 _CLASS = "HeliosPreviewDecoder"
 
 
