@@ -6,7 +6,7 @@ PIP    := .venv/bin/python -m pip --disable-pip-version-check
 # One thread per test process: with two, threads of neighbouring processes spin on each other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo check test test-slow test-gpu bench bench-engines bench-memory soak clean
+.PHONY: setup demo check test test-slow test-gpu bench bench-engines bench-memory realtime soak clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -64,6 +64,9 @@ bench-engines: .venv/.dev ## frames a second of the bundled model, against diffu
 
 bench-memory: .venv/.dev ## 500 chunks: memory and time per chunk, against diffusers on the same weights
 	.venv/bin/python benchmarks/bench_memory.py
+
+realtime: .venv/.dev ## frames a second of MODEL on a CPU, the mp4 included
+	recipes/realtime.sh $(or $(MODEL),tiny) realtime.json
 
 soak: .venv/.dev ## load on a running server, in the short form: under half an hour
 	.venv/bin/python benchmarks/soak.py --seconds 60 --chunks 2619 --report docs/results/soak.json

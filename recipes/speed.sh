@@ -5,6 +5,7 @@
 #   recipes/speed.sh tests       # everything marked gpu: about 4 GPU minutes
 #   recipes/speed.sh scenes      # rendering: 1
 #   recipes/speed.sh kernels     # each kernel, product and attention at the sizes of 14B: 2
+#   recipes/speed.sh fp8         # what e4m3 costs a trained model, 2,000 pairs: 4
 #   recipes/speed.sh packed      # stage 2, three scales in one sequence against one by one: 3
 #   recipes/speed.sh engines     # frames a second against diffusers, random 14B weights: 9
 #   recipes/speed.sh steady      # 120 chunks, memory and time: 5
@@ -21,10 +22,11 @@ ours=(--skip unfused --skip fp8_products --skip fp8 --skip history_once_a_scale
   --skip history_once_a_chunk --skip fp8_history_once_a_chunk)
 wide=(--device cuda --dtype bfloat16 --rounds 1)
 
-case "${1:?which table: tests, scenes, kernels, packed, engines, steady or full-size}" in
+case "${1:?which table: tests, scenes, kernels, fp8, packed, engines, steady or full-size}" in
   tests) "$python" -m pytest -q -m gpu ;;
   scenes) "$python" benchmarks/bench_scenes.py --json "$out/scenes.json" ;;
   kernels) "$python" benchmarks/bench_kernels.py --tune --json "$out/kernels.json" ;;
+  fp8) "$python" benchmarks/bench_fp8.py --out "$out/fp8.json" ;;
   packed) "$python" benchmarks/bench_packed.py --json "$out/packed.json" ;;
   engines)
     "$python" -m helios bench random-14b --against diffusers --skip compiled_decoder --skip unfused \
