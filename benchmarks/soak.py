@@ -78,6 +78,8 @@ class Soak(Load):
 
     async def s1(self) -> Figures:
         """Clients that create, poll, download and delete."""
+        await self._rate(64)  # threads are made when they are first needed
+        await self.drain_queue()
         before = self.server.usage()
         visits = Visits(self, self.seconds)
         await visits.run()
