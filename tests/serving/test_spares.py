@@ -59,7 +59,8 @@ def test_after_a_death_the_next_one_takes_its_share() -> None:
     async def play(spares: Spares) -> None:
         spares.refill(soon=True)
         await until(lambda: len(spares.pids) == 1)
-        assert os.sched_getscheduler(spares.pids[0]) == os.SCHED_OTHER
+        # Not idle, but as whoever started the tests.
+        assert os.sched_getscheduler(spares.pids[0]) == os.sched_getscheduler(0)
 
     with_spares(1, play)
 
