@@ -12,16 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from helios.conditioning import TextEncoder
 from helios.data import Batch
-from helios.diffusion import CFG, combine, mix, to_clean, velocity
+from helios.diffusion import CFG, Denoiser, combine, mix, to_clean, velocity
 from helios.distributed import World
 from helios.history import DropConfig, HistoryWindow, corrupt
-from helios.model import HeliosTransformer, adapters_of, bind, new_adapter, recompute_blocks
+from helios.model import (
+    Graphs,
+    HeliosTransformer,
+    adapters_of,
+    bind,
+    new_adapter,
+    recompute_blocks,
+)
 from helios.training.adversarial import (
     AdversarialConfig,
     Discriminator,
@@ -32,7 +40,7 @@ from helios.training.adversarial import (
     student_loss,
 )
 from helios.training.dmd import DynamicRenoise, matching_gradient, matching_loss
-from helios.training.examples import Example, cut_example, read_tokens
+from helios.training.examples import cut_example, read_tokens
 from helios.training.flow_stage import FlowStage
 from helios.training.model_stage import ModelStage, frozen_base
 from helios.training.networks import load_networks, parts_of
@@ -41,7 +49,7 @@ from helios.training.residence import Residence
 from helios.training.rollout import draw_exits, simulate
 from helios.training.stage import Player
 from helios.training.stage3_config import Stage3Config
-from helios.training.windows import Group, Noised, Windows
+from helios.training.windows import Noised, Windows
 
 __all__ = ["Stage3"]
 
@@ -108,6 +116,9 @@ class Stage3(FlowStage):
             student = self._model if self._reads_text else parts_of(self._model)[0]
             models = {"student": student, "teacher": teacher}
             self._residence = Residence(models, world.device)
+        # A small model is launched more slowly than it runs; a large one is not, and moves.
+        small = config.adapter is None and not config.transformer.absolute_positions
+        self._graphs = Graphs() if small and world.device.type == "cuda" else None
         self._progress = 0.0
         # The same on every rank, so that no rank waits for another's longer rollout.
         self._choices = torch.Generator().manual_seed(seed)
@@ -155,7 +166,7 @@ class Stage3(FlowStage):
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The student's: distribution matching, and the adversarial term if there is one."""
         config = self.config
-        windows = self.windows(batch, self._without_past(len(batch)))
+        windows = self.windows(batch, self._first())
         made = self.rollout(windows)
         with torch.no_grad():
             noised = self._noised(made.detach(), config.renoise, windows.progress)
@@ -173,7 +184,7 @@ class Stage3(FlowStage):
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The critic's: the velocity of what the student makes, and its heads' terms."""
         config = self.config
-        windows = self.windows(batch, self._without_past(len(batch)))
+        windows = self.windows(batch, self._first())
         with torch.no_grad():
             made = self.rollout(windows)
             uniform = replace(config.renoise, fade=0.0)
@@ -191,20 +202,20 @@ class Stage3(FlowStage):
         return loss, scalars
 
     def windows(
-        self, batch: Batch, count: int, generator: torch.Generator | None = None
+        self, batch: Batch, first: bool, generator: torch.Generator | None = None
     ) -> Windows:
-        """Sections and pasts cut from clips, the first ``count`` of them without a past."""
+        """Sections and pasts cut from clips; ``first``: text to video, all without a past."""
         config, noise = self.config, generator or self.noise
-        parts: list[Example] = []
-        if count:
-            parts.append(self._cut(batch.latents[:count], config.first_share, NOTHING, noise))
-        if count < len(batch):
-            drop = replace(config.drop, all=0.0)
-            parts.append(self._cut(batch.latents[count:], 0.0, drop, noise))
-        window = HistoryWindow.stack([part.window for part in parts])
-        own = window
+        example = cut_example(
+            batch.latents,
+            first_share=config.first_share if first else 0.0,
+            drop=NOTHING if first else replace(config.drop, all=0.0),
+            corruption=config.corruption,
+            generator=noise,
+        )
+        own = example.window
         if config.student_corruption is not None:
-            own = corrupt(window, config.student_corruption, noise)
+            own = corrupt(own, config.student_corruption, noise)
         encoder = parts_of(self.model)[1]
         with torch.no_grad():
             text = self.read(self.model, batch, noise)
@@ -212,12 +223,12 @@ class Stage3(FlowStage):
             if batch.tokens is not None and self._teacher_text is not encoder:
                 score_text = read_tokens(self._teacher_text, batch.tokens)
             return Windows(
-                clean=torch.cat([part.clean for part in parts]),
-                window=window,
+                clean=example.clean,
+                window=example.window,
                 own=own,
                 text=text,
                 score_text=score_text,
-                first=count,
+                first=first,
                 progress=self._progress,
             )
 
@@ -237,26 +248,27 @@ class Stage3(FlowStage):
             generator: of the noise; the stage's own if not given.
             whole: take all steps, as a sampler does, instead of leaving stages at random.
         """
-        network = parts_of(self.model)[0] if student is None else student
-        noise = generator or self.noise
-        parts = []
-        for part, plan in self._groups(windows):
-            start = torch.randn(windows.clean[part].shape, generator=noise, device=self.device)
-            exits = None if whole else draw_exits(plan, self._choices)
-            denoiser = bind(network, windows.text[part], windows.own.of(part))
-            parts.append(simulate(denoiser, plan, start, self.config.schedule, noise, exits=exits))
-        return torch.cat(parts)
+        plan, noise = self.config.plan, generator or self.noise
+        plan = plan if windows.first else replace(plan, amplify=False)
+        if student is None:
+            network = parts_of(self.model)[0]
+            denoiser = self._repeated("student", network, windows.text, windows.own)
+        else:
+            denoiser = bind(student, windows.text, windows.own)
+        start = torch.randn(windows.clean.shape, generator=noise, device=self.device)
+        exits = None if whole else draw_exits(plan, self._choices)
+        return simulate(denoiser, plan, start, self.config.schedule, noise, exits=exits)
 
     def scores(self, noised: Noised, windows: Windows) -> tuple[Tensor, Tensor]:
         """The clean samples that the real and the fake score predict: adapter off, adapter on."""
+        teacher, text, window = self._teacher, windows.score_text, windows.window
         given = (noised.x, noised.timestep)
-        text, window = windows.score_text, windows.window
-        fake = self._teacher(*given, text, window).float()
-        with adapters_of(self._teacher).using():
-            real = self._teacher(*given, text, window).float()
+        fake = self._repeated("fake", teacher, text, window)(*given).float()
+        with adapters_of(teacher).using():
+            real = self._repeated("real", teacher, text, window)(*given).float()
             if self.config.guidance != 1:
                 without = self._unconditional.expand_as(text)
-                against = self._teacher(*given, without, window).float()
+                against = self._repeated("real", teacher, without, window)(*given).float()
                 real = combine(real, against, CFG(self.config.guidance))
         return to_clean(noised.x, real, noised.sigma), to_clean(noised.x, fake, noised.sigma)
 
@@ -268,7 +280,7 @@ class Stage3(FlowStage):
 
         Scenes move by rules, so what follows a past is nearly known; without one it is not.
         """
-        windows = self.windows(batch, 0, generator)
+        windows = self.windows(batch, False, generator)
         made = self.rollout(windows, parts_of(model)[0], generator, whole=True)
         return {"distance": (made.float() - windows.clean).square().mean(dim=(1, 2, 3, 4))}
 
@@ -281,30 +293,32 @@ class Stage3(FlowStage):
         super().load_state_dict(state)
         self._choices.set_state(state["choices"].cpu().clone())
 
-    def _without_past(self, size: int) -> int:
-        """How many samples of a batch are text to video: a share that is not whole is drawn."""
+    def _first(self) -> bool:
+        """Whether the next batch is text to video: all of it, for its plan is another."""
         chance = float(torch.rand((), generator=self._choices, dtype=torch.float64))
-        return int(self.config.text_share * size + chance)
+        return chance < self.config.text_share
 
-    def _groups(self, windows: Windows) -> list[Group]:
-        """Samples without a past, made as the first chunk of a video, and the others."""
-        count, size, plan = windows.first, len(windows), self.config.plan
-        groups = [
-            Group(slice(0, count), plan),
-            Group(slice(count, size), replace(plan, amplify=False)),
-        ]
-        return [group for group in groups if group.part.stop > group.part.start]
+    def _repeated(
+        self, name: str, network: HeliosTransformer, text: Tensor, window: HistoryWindow
+    ) -> Denoiser:
+        """`bind`, by a recorded graph wherever no gradient is asked for, as in most passes.
 
-    def _cut(
-        self, latents: Tensor, first_share: float, drop: DropConfig, generator: torch.Generator
-    ) -> Example:
-        return cut_example(
-            latents,
-            first_share=first_share,
-            drop=drop,
-            corruption=self.config.corruption,
-            generator=generator,
-        )
+        A graph reads the weights where they are, so it follows what is learnt. ``name`` tells
+        networks apart, and what of their adapters acts.
+        """
+        plain, graphs = bind(network, text, window), self._graphs
+        if graphs is None:
+            return plain
+        call = partial(_uncompiled, network)
+
+        def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                return plain(x, timestep)
+            inputs = (x, timestep, text, window.frames, window.present)
+            shapes = tuple((value.shape, value.dtype) for value in inputs)
+            return graphs((name, shapes), call, inputs)
+
+        return denoise
 
     def _noised(self, clean: Tensor, law: DynamicRenoise, progress: float) -> Noised:
         tokens = clean.shape[-3:].numel() // 4
@@ -353,6 +367,24 @@ class Stage3(FlowStage):
         )
         made, true, perturbed = logits.chunk(3)
         return heads_loss(made, true, perturbed, config)
+
+
+def _uncompiled(
+    network: HeliosTransformer,
+    x: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    frames: Tensor,
+    present: Tensor,
+) -> Tensor:
+    """A forward pass that can be recorded: as it is written, its casts of weights its own."""
+    narrow, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast("cuda", dtype, enabled=narrow, cache_enabled=False),
+    ):
+        velocity: Tensor = network(x, timestep, text, HistoryWindow(frames, present))
+    return velocity
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

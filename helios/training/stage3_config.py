@@ -28,8 +28,9 @@ class Stage3Config(FlowConfig):
 
     Attributes:
         teacher: model folder of the flat model whose frozen transformer is both scores.
-        text_share: share of samples that have no past, text to video; the others keep some of it,
-            shortened as ``drop`` says. Only the former are made with an amplified plan.
+        text_share: share of batches whose samples have no past, text to video; those of the others
+            keep some of it, shortened as ``drop`` says. Only the former are made with an amplified
+            plan.
         student_corruption: what the student's past suffers beyond ``corruption``, which the
             scores do not see; none: nothing.
         critic: what its adapter learns.

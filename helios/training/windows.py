@@ -7,17 +7,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from helios.diffusion import Pyramid
 from helios.history import HistoryWindow
 
-__all__ = ["Group", "Noised", "Windows"]
+__all__ = ["Noised", "Windows"]
 
 TIMESTEPS = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Real sections with their damaged pasts, those without a past first.
+    """Real sections with their damaged pasts, or all of them without a past.
 
     Attributes:
         clean: ``[B, C, 9, h, w]`` the sections.
@@ -25,7 +24,7 @@ class Windows:
         own: their pasts as the student sees them.
         text: ``[B, L, D]`` captions as the student reads them.
         score_text: as the teacher reads them.
-        first: how many of them have no past.
+        first: whether they have no past, and are made as the first chunk of a video.
         progress: share of the run that is over.
     """
 
@@ -34,18 +33,11 @@ class Windows:
     own: HistoryWindow
     text: Tensor
     score_text: Tensor
-    first: int
+    first: bool
     progress: float
 
     def __len__(self) -> int:
         return len(self.clean)
-
-
-class Group(NamedTuple):
-    """Samples of a batch that are made with the same plan."""
-
-    part: slice
-    plan: Pyramid
 
 
 class Noised(NamedTuple):

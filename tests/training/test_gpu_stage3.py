@@ -16,7 +16,10 @@ from helios.training import train
 pytestmark = pytest.mark.gpu
 
 RING = ["stage.data.group=8", "stage.data.first_groups=2", "stage.data.refresh_every=0"]
-QUIET = ["trainer.log_every=5", "trainer.checkpoint_every=0", "stage.sample_clips=0"]
+QUIET = [
+    *("trainer.log_every=5", "trainer.checkpoint_every=0", "stage.sample_clips=0"),
+    "trainer.compile=false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,27 @@ def test_from_trajectories_to_a_few_step_model(tmp_path, models):
     for steps in ((1, 1, 1), (2, 2, 2)):
         video = pipe("a red ball bounces on green grass", num_frames=99, seed=1, steps=steps)
         assert video.frames.shape == (99, 128, 192, 3)
+
+
+def test_recorded_passes_follow_the_weights(models):
+    """The same sample by graphs as without, also after the student has learnt."""
+    stage = stage3(models, "stage.batch=2").stage.build(
+        World(device=torch.device("cuda", 0)), seed=0, compiled=False
+    )
+    stage.prepare()
+    windows = stage.windows(stage.batch(0.0), False)
+    graphs, found = stage._graphs, []
+    for change in (0.0, 0.0, 0.01):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            for parameter in stage.model.parameters():
+                parameter.add_(change * torch.randn_like(parameter) * parameter.std())
+            for stage._graphs in (None, graphs):
+                generator = torch.Generator("cuda").manual_seed(3)
+                found.append(stage.rollout(windows, generator=generator, whole=True))
+    assert graphs._recorded
+    for plain, repeated in zip(found[::2], found[1::2], strict=True):
+        torch.testing.assert_close(repeated, plain, rtol=0.05, atol=0.05)
+    assert (found[0] - found[-1]).abs().mean() > 0.01
 
 
 def test_offloading_changes_memory_and_nothing_else(models):

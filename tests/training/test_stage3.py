@@ -35,7 +35,7 @@ def stage(random_models):
 
 def windows_of(stage):
     batch = stage.batch(0.0)
-    return stage.windows(batch, stage._without_past(len(batch)))
+    return stage.windows(batch, stage._first())
 
 
 def noised(stage, windows, generator=0):
@@ -76,7 +76,7 @@ def test_the_teacher_is_both_scores(stage):
         torch.testing.assert_close(guided, sample.x - level * velocity)
 
 
-def test_windows_are_real_and_the_first_have_no_past(random_models):
+def test_windows_are_real_or_without_a_past(random_models):
     stage = build(
         random_models,
         drop=DropConfig(all=1.0, i2v=0.0, v2v=0.0),
@@ -85,19 +85,31 @@ def test_windows_are_real_and_the_first_have_no_past(random_models):
     )
     stage.prepare()
     batch = stage.batch(0.25)
-    windows = stage.windows(batch, 2)
-    assert windows.window.present.any(dim=1).tolist() == [False, False, True, True]
+    windows = stage.windows(batch, False)
     assert windows.progress == 0.25
+    assert windows.window.present.any(dim=1).all()
     latents = batch.latents.float()
-    assert torch.equal(windows.clean[2:], latents[2:, :, 9:])
-    assert torch.equal(windows.window.frames[2:, :, -9:], latents[2:, :, :9])
-    assert not torch.allclose(windows.own.frames[2:, :, -9:], latents[2:, :, :9])
-    assert (windows.own.frames[:2] == 0).all()
-    groups = stage._groups(windows)
-    assert [(group.part, group.plan.amplify) for group in groups] == [
-        (slice(0, 2), True),
-        (slice(2, 4), False),
-    ]
+    assert torch.equal(windows.clean, latents[:, :, 9:])
+    assert torch.equal(windows.window.frames[:, :, -9:], latents[:, :, :9])
+    assert not torch.allclose(windows.own.frames[:, :, -9:], latents[:, :, :9])
+    first = stage.windows(batch, True)
+    assert not first.window.present.any()
+    assert (first.own.frames == 0).all()
+
+
+def test_only_the_first_chunk_has_an_amplified_plan(random_models, monkeypatch):
+    stage = build(random_models)
+    stage.prepare()
+    seen = []
+
+    def simulated(denoiser, plan, start, *_, **__):
+        seen.append(plan.amplify)
+        return start
+
+    monkeypatch.setattr("helios.training.stage3.simulate", simulated)
+    for first in (True, False):
+        stage.rollout(stage.windows(stage.batch(0.0), first))
+    assert seen == [True, False]
 
 
 def test_a_whole_rollout_is_the_chunk_that_the_pipeline_makes(random_models):
@@ -220,7 +232,7 @@ def test_all_three_are_told_the_same_but_for_what_the_student_suffers(random_mod
             network.register_forward_pre_hook(
                 lambda _, given, watch=watch: watch.append((given[2], given[3]))
             )
-        windows = windows_of(stage)
+        windows = stage.windows(stage.batch(0.0), False)
         with torch.no_grad():
             stage.rollout(windows)
             stage.scores(noised(stage, windows), windows)
@@ -231,11 +243,9 @@ def test_all_three_are_told_the_same_but_for_what_the_student_suffers(random_mod
             assert torch.equal(text, stage._unconditional.expand_as(text)) == (text is against[0])
         assert torch.equal(fake[0], real[0])
         for text, window in told["student"]:
-            part = slice(0, 2) if not window.present.any() else slice(2, 4)
-            assert torch.equal(text, fake[0][part])
-            assert torch.equal(window.present, windows.window.present[part])
-            alike = torch.equal(window.frames, whole[part])
-            assert alike == (not changes or part.start == 0)
+            assert torch.equal(text, fake[0])
+            assert torch.equal(window.present, windows.window.present)
+            assert torch.equal(window.frames, whole) == (not changes)
 
 
 def test_a_checkpoint_holds_what_learns_and_no_base(tmp_path, random_models):
@@ -343,11 +353,10 @@ def test_the_arms_of_the_ablations_run(tmp_path, random_models, changes):
     assert ("heads" in made._critic) == ("adversarial" not in changes)
 
 
-def test_a_share_that_is_not_whole_is_drawn(random_models):
+def test_a_share_of_batches_is_without_a_past(random_models):
     stage = build(random_models, text_share=0.4)
-    drawn = [stage._without_past(1) for _ in range(2000)]
+    drawn = [stage._first() for _ in range(2000)]
     assert abs(sum(drawn) / 2000 - 0.4) < 4 * (0.24 / 2000) ** 0.5
-    assert {stage._without_past(10) for _ in range(50)} == {4}
 
 
 def test_what_cannot_be_is_refused(random_models):
