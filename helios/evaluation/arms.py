@@ -13,7 +13,7 @@ from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder
 from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
 from helios.evaluation.throughput import Arm, PipelineArm
-from helios.kernels import machine_of, plain
+from helios.kernels import machine_of, plain, simulated
 from helios.model import HeliosTransformer, lay_out, quantise
 from helios.pipeline import EngineConfig, GenerationConfig, Pipeline
 
@@ -30,6 +30,16 @@ class _PlainArm(PipelineArm):
             yield
 
 
+class _WithoutFlash3Arm(PipelineArm):
+    """As if FlashAttention-3 were not installed."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The choice of the next best attention."""
+        with simulated(replace(machine_of(self.subject.device), flash3=False)):
+            yield
+
+
 def own_arms(subject: Subject, tune_decoder: int = 0) -> list[Callable[[], Arm]]:
     """Makers of what this package offers on the subject's device, in the order of its exactness.
 
@@ -41,6 +51,8 @@ def own_arms(subject: Subject, tune_decoder: int = 0) -> list[Callable[[], Arm]]
     exact = [makers.helios]
     if subject.device.type == "cuda":
         exact.append(makers.unfused)
+    if machine_of(subject.device).runs_flash3:
+        exact.append(makers.without_flash3)
     reused = [makers.history_once_a_scale, makers.history_once_a_chunk]
     if not machine_of(subject.device).runs_fp8:
         return [*exact, *reused]
@@ -64,6 +76,12 @@ class _Makers:
         """Plain kernels and no graphs: what fusing is worth."""
         pipeline = self._pipeline(EngineConfig(graphs=False))
         return _PlainArm("helios, transformer unfused", "exact", pipeline, self.subject)
+
+    def without_flash3(self) -> Arm:
+        """What FlashAttention-3 is worth."""
+        pipeline = self._pipeline(EngineConfig())
+        name = "helios, without FlashAttention-3"
+        return _WithoutFlash3Arm(name, "exact", pipeline, self.subject)
 
     def fp8_products(self) -> Arm:
         """Matrix products in e4m3, attention not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from helios.evaluation import BenchConfig, bench, own_arms
-from helios.kernels import Machine, simulated
+from helios.kernels import Machine, machine_of, simulated
 from helios.model import is_quantised
 
 
@@ -39,3 +39,14 @@ def test_every_arm_of_a_hopper_gpu(subject) -> None:
 def test_only_what_the_machine_has(subject) -> None:
     names = [maker.__name__ for maker in own_arms(subject(torch.bfloat16, torch.float32))]
     assert names == ["helios", "history_once_a_scale", "history_once_a_chunk"]
+
+
+def test_flash3_has_an_arm_without_it(subject) -> None:
+    made = subject(torch.bfloat16, torch.float32)
+    with simulated(Machine(capability=(9, 0), flash3=True)):
+        makers = {maker.__name__: maker for maker in own_arms(made)}
+        arm = makers["without_flash3"]()
+        with arm.active():
+            assert not machine_of(made.device).runs_flash3
+            assert machine_of(made.device).runs_fp8
+        assert machine_of(made.device).runs_flash3
