@@ -23,6 +23,7 @@ from helios.kernels.norm import (
 from helios.kernels.paths import Path, paths
 from helios.kernels.rope import apply_rope, bound_factor, norm_rope, norm_rope_e4m3
 from helios.kernels.scaled import E4M3, Rows, Scaled, quantise_rows
+from helios.kernels.stream import Stream, rounds_late
 from helios.kernels.varlen import varlen_attention
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Path",
     "Rows",
     "Scaled",
+    "Stream",
     "apply_rope",
     "attention",
     "attention_e4m3",
@@ -55,6 +57,7 @@ __all__ = [
     "quantise_heads",
     "quantise_rows",
     "rms_norm",
+    "rounds_late",
     "side_by_side",
     "simulated",
     "text_add_modulated_norm",

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from helios.kernels import (
     Rows,
+    Stream,
     gated_add,
     gated_add_layer_norm,
     gelu,
     layer_norm,
     linear_gelu,
     modulated_norm,
+    rounds_late,
     text_add_modulated_norm,
 )
 from helios.model.attention import CrossAttention, KeyValue, Rotation, SelfAttention
@@ -109,23 +111,36 @@ class Block(nn.Module):
         update = self.self_attention(n, rotation, split, keep_history=keep_history)
         if not keep_history:
             x, split = x[:, split:], 0
-        x, n = self._read_text(x, update, text, m, split)
-        return gated_add(x, self.feed_forward(n), m.gate2, split)
+        return self.after_attention(x, update, text, m, split)
 
     def modulate(self, rows: Tensor) -> Modulation:
         """The six vectors of this block, from ``[B, 2, 6, D]`` time modulation."""
         return Modulation(*(self.modulation[:, None] + rows.float()).unbind(dim=2))
 
-    def _read_text(
+    def after_attention(
         self, x: Tensor, update: Tensor, text: Tensor | KeyValue, m: Modulation, split: int
-    ) -> tuple[Tensor, Rows]:
-        """After self-attention: the sum with what was read in the text, and its second norm.
+    ) -> Tensor:
+        """The rest of the block: the text, the feed-forward network, and the sum of all three.
 
         Reading has no gate, and history does not read unless configured.
+
+        Args:
+            x: ``[B, L, D]`` tokens as they entered the block, the first ``split`` history.
+            update: ``[B, L, D]`` what self-attention gives.
+            text: as for `forward`.
+            m: modulation of the block.
+            split: number of history tokens.
         """
         start = split if self.text_to_noisy_only else 0
         reader, norm = self.cross_attention, self.cross_norm
+        fp8 = isinstance(self.feed_forward.expand, Fp8Linear)
         n: Rows
+        if type(norm) is TokenNorm and rounds_late(x):
+            stream = Stream(x=x, update=update, gate=m.gate1, split=split, start=start)
+            n = stream.text_norm(norm.weight, norm.bias, norm.eps, fp8=reader.fp8)
+            read = reader(n, text)
+            n = stream.modulated_norm(read, m.shift2, m.scale2, self.eps, fp8=fp8)
+            return stream.total(read, self.feed_forward(n), m.gate2)
         if type(norm) is TokenNorm:
             affine = (norm.weight, norm.bias, start, norm.eps)
             x, n = gated_add_layer_norm(x, update, m.gate1, split, *affine, fp8=reader.fp8)
@@ -133,5 +148,5 @@ class Block(nn.Module):
             x = gated_add(x, update, m.gate1, split)
             n = norm(x[:, start:])
         second = (m.shift2, m.scale2, split, self.eps)
-        fp8 = isinstance(self.feed_forward.expand, Fp8Linear)
-        return text_add_modulated_norm(x, reader(n, text), start, *second, fp8=fp8)
+        x, n = text_add_modulated_norm(x, reader(n, text), start, *second, fp8=fp8)
+        return gated_add(x, self.feed_forward(n), m.gate2, split)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from helios.history import HistoryWindow
-from helios.kernels import gated_add, modulated_norm
+from helios.kernels import modulated_norm
 from helios.model.attention import KeyValue, Rotation
 from helios.model.block import Block, Modulation
 from helios.model.patch import unpatch
@@ -115,5 +115,4 @@ def _block(
     update = attention.out(mixed.flatten(2))
     if not keep_history:
         x, split = x[:, split:], 0
-    x, second = block._read_text(x, update, text, m, split)
-    return gated_add(x, block.feed_forward(second), m.gate2, split), memory
+    return block.after_attention(x, update, text, m, split), memory

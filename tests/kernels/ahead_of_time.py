@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from helios.kernels import gelu_triton, norm_triton, rope_triton, scaled_triton
+from helios.kernels import gelu_triton, norm_triton, rope_triton, scaled_triton, stream_triton
 
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory that one program may have, by target."""
@@ -116,10 +116,32 @@ def norm_calls():
         )
 
 
+def stream_calls():
+    gate, last_gate, shift, scale = vectors(4)
+    affine = meta(WIDTH, dtype=torch.float32), meta(WIDTH, dtype=torch.float32)
+    x, noisy = meta(*X), meta(*NOISY)
+    first = (x[:, SPLIT:], x[:, SPLIT:], gate, 0, None, 0)
+    whole = (x, x, gate, SPLIT, noisy, SPLIT)
+    yield "stream", False, lambda: stream_triton.total(*whole, (x, last_gate))
+    for fp8 in (False, True):
+        yield (
+            f"stream, text {fp8}",
+            fp8,
+            lambda e=fp8: stream_triton.normalised(*first, affine, EPS, fp8=e),
+        )
+        yield (
+            f"stream, modulated {fp8}",
+            fp8,
+            lambda e=fp8: stream_triton.normalised(*whole, (scale, shift), EPS, fp8=e),
+        )
+
+
 def calls():
     """Every launch: where its kernel is, whether it writes e4m3, and the call."""
     for name, fp8, call in norm_calls():
         yield name, norm_triton, "norm_kernel", fp8, call
+    for name, fp8, call in stream_calls():
+        yield name, stream_triton, "stream_kernel", fp8, call
     joined = meta(1, LENGTH, 3 * WIDTH)[..., :WIDTH]
     tables = meta(2, LENGTH, CHANNELS // 2, dtype=torch.float32).unbind(0)
     factor = meta(HEADS, dtype=torch.float32)

@@ -145,6 +145,35 @@ def test_sums_and_norms(batch, length, width, split, dtype):
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "length", "width", "split"), SHAPES)
+def test_a_stream_of_sums(batch, length, width, split, dtype):
+    x, update, last = (draw(batch, length, width, dtype=dtype, seed=seed) for seed in (0, 1, 2))
+    gate1, gate2, shift, scale = rows(batch, width, 4)
+    weight, bias = draw(width, seed=4), draw(width, seed=5)
+    for start in {0, split} - {length}:
+        stream = kernels.Stream(x=x, update=update, gate=gate1, split=split, start=start)
+        read = draw(batch, length - start, width, dtype=dtype, seed=3)
+        for fp8 in (False, True):
+            compare(*both(lambda s=stream, e=fp8: s.text_norm(weight, bias, EPS, fp8=e)))
+            compare(
+                *both(lambda s=stream, r=read, e=fp8: s.modulated_norm(r, shift, scale, EPS, fp8=e))
+            )
+        compare(*both(lambda s=stream, r=read: s.total(r, last, gate2)))
+
+
+def test_a_stream_is_rounded_once():
+    x, update, read, last = (draw(1, 6, 64, dtype=torch.bfloat16, seed=seed) for seed in range(4))
+    gate1, gate2 = rows(1, 64, 2)
+    stream = kernels.Stream(x=x[:, 2:], update=update[:, 2:], gate=gate1, split=0, start=0)
+    made = both(lambda: stream.total(read[:, 2:], last[:, 2:], gate2))
+    exact = (
+        x.double() + update.double() * gate1[:, 1:] + read.double() + last.double() * gate2[:, 1:]
+    )
+    for total in made:
+        assert (total != exact[:, 2:].bfloat16()).float().mean() < 0.01
+
+
 def test_tokens_that_are_views():
     """Slices of a longer sequence, as in the last block; vectors as expanded as the head's."""
     x, update = draw(2, 9, 24), draw(2, 6, 24, seed=1)
