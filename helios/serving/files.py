@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -91,7 +91,7 @@ async def _pieces(file: int, start: int, stop: int) -> AsyncIterator[bytes]:
     try:
         while start < stop:
             count = min(PIECE, stop - start)
-            data = await anyio.to_thread.run_sync(os.pread, file, count, start)
+            data = await asyncio.to_thread(os.pread, file, count, start)
             if not data:
                 return
             start += len(data)

@@ -21,6 +21,7 @@ from helios.serving.metrics import Metrics
 from helios.serving.sessions import Session, Sessions
 from helios.serving.store import Store
 from helios.serving.supervisor import Supervisor
+from helios.serving.threads import make_threads
 from helios.serving.uploads import Uploads
 
 __all__ = ["Service"]
@@ -56,6 +57,7 @@ class Service:
 
     async def start(self) -> None:
         """Take up what the last life left, and start the workers; returns at once."""
+        make_threads()
         await self.jobs.recover()
         swept = await asyncio.to_thread(self.store.sweep, self.journal.names())
         if swept:

@@ -90,7 +90,8 @@ def _chunk(pipeline: Pipeline, height: int, width: int) -> int:
     from helios.pipeline import chunk_memory
 
     configs = pipeline.transformer.config, pipeline.codec.config
-    return chunk_memory(*configs, height, width, pipeline.dtype)
+    overlapped = pipeline.device.type == "cuda"
+    return chunk_memory(*configs, height, width, pipeline.dtype, overlapped=overlapped)
 
 
 def _free(pipeline: Pipeline) -> dict[str, int | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from helios.serving.errors import ApiError
 from helios.serving.requests import check_memory
@@ -61,6 +63,27 @@ def test_the_own_size_counts_if_none_is_named() -> None:
     refusal({}, model("cuda:0", 2 * GB, device_free=GB, host=9 * GB))
     # One side alone is never sent on; the other is the model's own.
     refusal({"width": 1280}, model("cuda:0", 2 * GB, device_free=3 * GB, host=9 * GB))
+
+
+def test_a_worker_counts_what_overlaps_on_its_device(tiny_random: Any) -> None:
+    """What ``helios plan`` says: on CUDA decoding runs beside the making of the next chunk."""
+    from helios.pipeline import Machine, forecast, inspect_model, load
+    from helios.serving.worker import _chunk
+
+    pipeline, folder = load(tiny_random, "cpu", "float32"), inspect_model(str(tiny_random))
+    size = pipeline.defaults.height, pipeline.defaults.width
+    said = {}
+    for kind in ("cpu", "cuda"):
+        like: Any = SimpleNamespace(
+            transformer=pipeline.transformer,
+            codec=pipeline.codec,
+            dtype=pipeline.dtype,
+            device=torch.device(kind),
+        )
+        said[kind] = _chunk(like, *size)
+        machine = Machine(name=kind, kind=kind, memory=None, host=None)
+        assert said[kind] == forecast(folder, machine, pipeline.dtype).activations
+    assert said["cuda"] > said["cpu"]
 
 
 def test_a_worker_says_what_its_own_size_takes(tiny_random: Any) -> None:
