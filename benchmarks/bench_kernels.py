@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from helios import kernels
-from helios.kernels import Backend, Scaled
+from helios.kernels import Backend, Scaled, Stream
 
 EPS = 1e-6
 CACHE = 256 * 2**20
@@ -100,8 +101,15 @@ class Line:
     error: float | None = None
 
 
+REPLAY = 2.0
+"""Milliseconds of work recorded in one graph."""
+
+
 class Clock:
-    """Times operations by events, between two of which nothing waits for the host."""
+    """Times operations recorded in a CUDA graph, as the engine runs them.
+
+    Launched one by one, kernels of a few microseconds would wait for the host.
+    """
 
     def __init__(self, device: torch.device, budget: float) -> None:
         self.device, self.budget = device, budget
@@ -114,23 +122,28 @@ class Clock:
             began = time.perf_counter()
             calls[0]()
             return 1e6 * (time.perf_counter() - began)
-        torch.cuda.synchronize()
-        first = self._once(calls, 3)
-        rounds = max(5, min(60, int(self.budget / max(sum(first) / len(first), 1e-6))))
-        times = sorted(self._once(calls, rounds))
-        return 1e3 * times[len(times) // 2]
+        rough = max(self._replayed(calls, 1, 3), 1e-3)
+        count = max(len(calls), min(200, math.ceil(REPLAY / rough)))
+        rounds = max(5, min(40, int(self.budget / (rough * count))))
+        return 1e3 * self._replayed(calls, count, rounds)
 
-    def _once(self, calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-        """Milliseconds of each round."""
+    def _replayed(self, calls: Sequence[Callable[[], Any]], count: int, rounds: int) -> float:
+        """Median milliseconds of a call, of which ``count`` are recorded, over several replays."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for index in range(count):
+                calls[index % len(calls)]()
+        graph.replay()
         marks = []
-        for index in range(rounds):
+        for _ in range(rounds):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            calls[index % len(calls)]()
+            graph.replay()
             end.record()
             marks.append((begin, end))
         torch.cuda.synchronize()
-        return [begin.elapsed_time(end) for begin, end in marks]
+        times = sorted(begin.elapsed_time(end) for begin, end in marks)
+        return times[len(times) // 2] / count
 
 
 class Bench:
@@ -279,6 +292,35 @@ class Bench:
         ]
         for name, moved, function, args in more:
             self.elementwise(name, length, moved, function, args)
+        self._stream_at(length, past, u, share)
+
+    def _stream_at(self, length: int, past: int, u: float, share: float) -> None:
+        """The three looks at the sum of a block, which is rounded at the last."""
+        width, noisy = self.shapes.width, length - past
+        x, late = Fresh(length, width), Fresh(noisy, width)
+        affine = (1 + 0.05 * self.draw(width).float(), 0.05 * self.draw(width).float())
+        gate1, gate2, shift, scale = self.draw(1, 2, 4, width, dtype=torch.float32).unbind(2)
+
+        def stream(x: Tensor, update: Tensor) -> Stream:
+            return Stream(x=x, update=update, gate=gate1, split=past, start=past)
+
+        def text_norm(x: Tensor, update: Tensor, fp8: bool) -> Any:
+            return stream(x, update).text_norm(*affine, EPS, fp8=fp8)
+
+        def modulated(x: Tensor, update: Tensor, read: Tensor, fp8: bool) -> Any:
+            return stream(x, update).modulated_norm(read, shift, scale, EPS, fp8=fp8)
+
+        def total(x: Tensor, update: Tensor, read: Tensor, last: Tensor) -> Any:
+            return stream(x, update).total(read, last, gate2)
+
+        for fp8, suffix, part in ((False, "", 1.0), (True, " e4m3", 0.5)):
+            moved = (2 + part) * u * share
+            self.elementwise(f"block: text norm{suffix}", length, moved, text_norm, (x, x, fp8))
+            moved = (2 + share + part) * u
+            args = (x, x, late, fp8)
+            self.elementwise(f"block: modulated norm{suffix}", length, moved, modulated, args)
+        moved = (4 + share) * u
+        self.elementwise("block: sum", length, moved, total, (x, x, late, x))
 
     def _heads(self, x: Tensor) -> Any:
         return kernels.quantise_heads(x.unflatten(-1, (self.shapes.heads, -1)))
@@ -314,6 +356,11 @@ class Bench:
                     )
                     bent = torch.nn.functional.gelu(exact, approximate="tanh")
                     self.operations("product", name, rows, "bf16 and GELU", work, fused, bent)
+
+                    def apart(x: Tensor = x, weight: Tensor = weight, b: Tensor = bias) -> Tensor:
+                        return kernels.gelu(kernels.linear(x, weight, b))
+
+                    self.operations("product", name, rows, "bf16, GELU apart", work, apart, bent)
 
     def attentions(self) -> None:
         s = self.shapes
@@ -381,7 +428,7 @@ def table(lines: Sequence[Line], bandwidth: float) -> str:
 
 def tune(bench: Bench) -> str:
     """How many tokens a program should take, and how many warps it should have: microseconds."""
-    from helios.kernels import norm_triton, rope_triton
+    from helios.kernels import norm_triton, rope_triton, stream_triton
 
     s, past = bench.shapes, bench.shapes.history
     rows = [
@@ -397,15 +444,22 @@ def tune(bench: Bench) -> str:
         def x(tokens: int = length) -> Tensor:
             return bench.draw(1, tokens, s.width)
 
-        pairs = [(x(), x()) for _ in range(4)]
+        def stream(a: Tensor, b: Tensor, past: int = past, vectors: Any = vectors) -> Stream:
+            return Stream(x=a, update=b, gate=vectors[0], split=past, start=past)
+
+        pairs, late = [(x(), x()) for _ in range(4)], x(noisy)
         cases: dict[str, list[Callable[[], Any]]] = {
             "norm + modulation": [
                 partial(kernels.modulated_norm, a, vectors[0], vectors[1], past, EPS)
                 for a, _ in pairs
             ],
-            "gate + sum + next norm e4m3": [
-                partial(kernels.gated_add_modulated_norm, a, b, *vectors[:3], past, EPS, fp8=True)
+            "block: modulated norm e4m3": [
+                partial(stream(a, b).modulated_norm, late, *vectors[1:3], EPS, fp8=True)
                 for a, b in pairs
+            ],
+            "block: sum": [
+                partial(stream(a, b).total, late, c, vectors[3])
+                for (a, b), (c, _) in zip(pairs, reversed(pairs))
             ],
             "query norm + rotation": [
                 partial(kernels.norm_rope, a, gain, angles.cos(), angles.sin(), EPS)
@@ -417,12 +471,12 @@ def tune(bench: Bench) -> str:
             cells = []
             for tokens in (1, 2, 4, 8):
                 for warps in (4, 8, 16):
-                    for module in (norm_triton, rope_triton):
+                    for module in (norm_triton, rope_triton, stream_triton):
                         module.tokens_for = lambda _, n=tokens: n
                         module.warps_for = lambda _, n=warps: n
                     cells.append(f"{tokens},{warps}: {bench.clock(calls):.1f}")
             rows.append(f"| {name} | {length} | {'; '.join(cells)} |")
-        for module in (norm_triton, rope_triton):
+        for module in (norm_triton, rope_triton, stream_triton):
             module.tokens_for, module.warps_for = before
     return "\n".join(rows)
 
