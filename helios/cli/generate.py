@@ -164,9 +164,16 @@ class Run:
         overwrite: bool,
         json_output: bool,
     ) -> None:
-        from helios.pipeline import check_lora, inspect_model, pick_device, pick_dtype
+        from helios.pipeline import (
+            check_lora,
+            find_machine,
+            inspect_model,
+            pick_device,
+            pick_dtype,
+        )
 
         self.device = pick_device(device)
+        self.machine = find_machine(self.device)
         self.dtype = pick_dtype(dtype, self.device)
         self.model: ModelFolder = inspect_model(model)
         self.loras = loras
@@ -185,7 +192,7 @@ class Run:
     def plan(self, values: Mapping[str, Any], output: Path) -> list[Job]:
         """The jobs of one request: one per seed. Nothing is loaded or written."""
         from helios.media import check_output
-        from helios.pipeline import Request
+        from helios.pipeline import Request, check_chunk_fits
 
         request = Request.make(**values)
         resolved = self.model.defaults.resolve(request, self.model.schedule)
@@ -194,6 +201,8 @@ class Run:
                 f"model {self.model.name!r} has no text encoder, so it cannot read a prompt; "
                 "use it from Python with prompt_embeds"
             )
+        size = resolved.height, resolved.width
+        check_chunk_fits(self.model, self.machine, self.dtype, *size)
         outputs = _numbered(output, request.num_videos)
         for path in outputs:
             check_output(path, self.overwrite)

@@ -97,16 +97,26 @@ def _session(
     model: str, device: str, dtype: str, loras: list[tuple[Path, float]], values: dict[str, Any]
 ) -> Session:
     """A session of a model that is loaded once the request is known to be possible."""
-    from helios.pipeline import Request, check_lora, inspect_model, load_inspected, pick_device
+    from helios.pipeline import (
+        Request,
+        check_chunk_fits,
+        check_lora,
+        find_machine,
+        inspect_model,
+        load_inspected,
+        pick_device,
+    )
     from helios.pipeline import pick_dtype as pick
 
     place = pick_device(device)
     folder = inspect_model(model)
     request = Request.make(**values)
-    folder.defaults.resolve(request, folder.schedule, endless=True)
+    resolved = folder.defaults.resolve(request, folder.schedule, endless=True)
+    kind, size = pick(dtype, place), (resolved.height, resolved.width)
+    check_chunk_fits(folder, find_machine(place), kind, *size)
     for file, _ in loras:
         check_lora(file, folder.folder)
-    pipeline = load_inspected(folder, place, pick(dtype, place))
+    pipeline = load_inspected(folder, place, kind)
     for number, (file, scale) in enumerate(loras, 1):
         pipeline.load_lora(file, f"{file.stem}-{number}", scale)
     return pipeline.session(request, keep=0)

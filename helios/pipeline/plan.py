@@ -33,6 +33,7 @@ __all__ = [
     "Forecast",
     "Machine",
     "Sizes",
+    "check_chunk_fits",
     "check_fits",
     "chunk_memory",
     "decode_flops",
@@ -303,6 +304,32 @@ def check_fits(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> 
         raise MemoryError(
             f"the weights of {model.name} on {device} in {str(dtype).removeprefix('torch.')}: "
             f"{_needs(need, free)}; see helios plan"
+        )
+
+
+def check_chunk_fits(
+    model: ModelFolder, machine: Machine, dtype: torch.dtype, height: int, width: int
+) -> None:
+    """Refuse a size of which ``machine`` cannot hold one chunk beside the weights.
+
+    Args:
+        model: its small files.
+        machine: as it was before the model was loaded.
+        dtype: of the networks.
+        height: in pixels.
+        width: likewise.
+
+    Raises:
+        MemoryError: saying how much is needed and how much is free.
+        CheckpointError: if a configuration cannot be used.
+    """
+    overlapped = machine.kind == "cuda"
+    chunk = chunk_memory(*_configs(model), height, width, dtype, overlapped=overlapped)
+    need = measure(model, dtype).total + chunk
+    if machine.memory is not None and need > machine.memory:
+        raise MemoryError(
+            f"{width}x{height} by {model.name} on {machine.name}, weights included: "
+            f"{_needs(need, machine.memory)}; see helios plan"
         )
 
 

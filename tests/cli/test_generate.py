@@ -223,6 +223,27 @@ def test_bad_input(
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_a_size_that_memory_cannot_hold_is_refused_before_a_weight_is_read(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 256 << 20)
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    with monkeypatch.context() as unread:
+        unread.setattr("helios.storage.Weights.read", read)
+        assert command(PROMPT, "-o", "v.mp4", "--size", "8192x8192", "--device", "cpu") == 5
+    line = last_line(capsys)
+    assert line.startswith("error: 5: out of memory (8192x8192 by small on CPU, ")
+    assert "GB are needed and 0.3 GB are free" in line
+    assert list(tmp_path.iterdir()) == []
+    assert command(PROMPT, "-o", "v.mp4", "--num-frames", 1, "--device", "cpu") == 0
+
+
 def test_an_unwritable_place(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(PROMPT, "-o", "/proc/helios.mp4") == 6
     assert "/proc" in last_line(capsys)

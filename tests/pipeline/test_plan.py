@@ -14,7 +14,13 @@ from helios.codec import AutoencoderConfig
 from helios.history import History
 from helios.model import HeliosTransformer, TransformerConfig
 from helios.pipeline import MACHINES, Machine, forecast, inspect_model, measure
-from helios.pipeline.plan import check_fits, decode_flops, forward_flops, transformer_activations
+from helios.pipeline.plan import (
+    check_chunk_fits,
+    check_fits,
+    decode_flops,
+    forward_flops,
+    transformer_activations,
+)
 
 PLENTY = Machine(name="CPU", kind="cpu", memory=1e12, host=1e12)
 
@@ -108,6 +114,18 @@ def test_what_cannot_fit_is_refused_before_anything_is_read(
     monkeypatch.setattr("helios.storage.Weights.read", read)
     with pytest.raises(MemoryError, match="are needed"):
         helios.load(tiny_random, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_size_whose_chunk_cannot_fit_is_refused(tiny_random: Path, kind: str) -> None:
+    model, machine = inspect_model(tiny_random), replace(PLENTY, kind=kind)
+    found = forecast(model, machine, torch.float32)
+    need = sum(found.weights.values()) + found.activations
+    size = model.defaults.height, model.defaults.width
+    for memory in (None, need):
+        check_chunk_fits(model, replace(machine, memory=memory), torch.float32, *size)
+    with pytest.raises(MemoryError, match=f"{size[1]}x{size[0]}.* are needed and"):
+        check_chunk_fits(model, replace(machine, memory=need - 1), torch.float32, *size)
 
 
 def test_disk_and_memory_problems_are_named(tiny_random: Path) -> None:
