@@ -1,9 +1,10 @@
-"""The decoder of one chunk alone: plain and fast forms, and the convolutions it is made of.
+"""The decoder of one chunk alone: plain and fast forms, its parts, and its convolutions apart.
 
     python benchmarks/bench_decoder.py [--config wan|tiny] [--size 640x384] [--out FILE]
 
 Weights and latents are random. Prints a table of forms (milliseconds, error against float32), then
-one of convolutions with their achieved rate in the layouts that could be used. "trials" is how many
+what every operation of the fast form takes within one decoding, then convolutions alone with their
+achieved rate in the layouts that could be used. "trials" is how many
 of cuDNN's algorithms were measured for each convolution. cuDNN keeps its choice, the first guess as
 well, for the thread and the shape, so every row has a thread of its own.
 """
@@ -24,7 +25,14 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder, WanAutoencoder
+from helios.codec import (
+    Codec,
+    PreviewCodec,
+    PreviewConfig,
+    PreviewDecoder,
+    WanAutoencoder,
+    decode,
+)
 from helios.codec.decode import FastDecoder, PlainOps, fast_ops
 from helios.evaluation import hardware, timed
 from helios.evaluation.clock import Spread
@@ -44,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--no-convolutions", action="store_true")
+    parser.add_argument("--no-parts", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for all figures")
     return parser.parse_args()
 
@@ -136,6 +145,116 @@ def forms(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+class Marked:
+    """The operations of a decoder, each between two marks in the device's queue."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[str, float, float, Any, Any]] = []
+
+    def __call__(self, name: str, call: Callable[[], T], flops: float, given: float) -> T:
+        """``call()``; operations and bytes of its inputs are noted, those of its results added."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        made = call()
+        end.record()
+        outs = made if isinstance(made, tuple) else (made,)
+        moved = given + sum(t.nbytes for t in outs if isinstance(t, torch.Tensor))
+        self.marks.append((name, flops, moved, begin, end))
+        return made
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Sums by name, the longest first."""
+        found: dict[str, list[float]] = {}
+        for name, flops, moved, begin, end in self.marks:
+            one = found.setdefault(name, [0.0, 0.0, 0.0, 0.0])
+            for i, value in enumerate((1, begin.elapsed_time(end), flops, moved)):
+                one[i] += value
+        keys = ("calls", "ms", "flops", "bytes")
+        rows = [{"part": name, **dict(zip(keys, sums))} for name, sums in found.items()]
+        return sorted(rows, key=lambda row: -row["ms"])
+
+
+class MarkedOps:
+    """What runs between convolutions, marked."""
+
+    def __init__(self, ops: Any, marked: Marked) -> None:
+        self.ops, self.marked = ops, marked
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            given = [a for a in args if isinstance(a, torch.Tensor) and a.dim() == 5]
+            shape = "x".join(map(str, given[0].shape[1:]))
+            moved = float(sum(t.nbytes for t in given))
+            return self.marked(f"{name} {shape}", partial(getattr(self.ops, name), *args), 0, moved)
+
+        return call
+
+
+def parts(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What each operation takes within one decoding of the fast form, on CUDA."""
+    device = pick_device(options.device)
+    config = models.wan_autoencoder() if options.config == "wan" else models.tiny_autoencoder()
+    width, height = (int(part) for part in options.size.split("x"))
+    torch.manual_seed(0)
+    with device:
+        network = WanAutoencoder(config).eval()
+    codec = Codec(network).to(dtype=torch.bfloat16)
+    latents = torch.randn(1, 16, CHUNK_LATENTS, *latent_size(height, width), device=device)
+    marked = Marked()
+    ops = fast_ops(latents)
+    if ops is None:
+        return []
+    FastDecoder(codec.network, ops).levels(latents)
+    marked.marks.clear()
+    with marked_convolutions(marked):
+        decoder = FastDecoder(codec.network, MarkedOps(ops, marked))
+        decoder.levels(latents)
+        marked.marks.clear()
+        decoder.levels(latents)
+        torch.cuda.synchronize()
+    rows = marked.rows()
+    total = sum(row["ms"] for row in rows)
+    for row in rows:
+        rate = row["flops"] / row["ms"] / 1e9
+        speed = f"{rate:6.0f} TFLOP/s" if row["flops"] else ""
+        print(
+            f"{row['part']:52s} {row['calls']:3.0f} x {row['ms']:8.2f} ms {speed:15s} "
+            f"{row['bytes'] / row['ms'] / 1e9:6.2f} TB/s",
+            flush=True,
+        )
+    print(f"{'all parts':52s}       {total:8.2f} ms", flush=True)
+    return rows
+
+
+@contextmanager
+def marked_convolutions(marked: Marked) -> Iterator[None]:
+    """Inside, every convolution and every doubling of a fast decoder is marked."""
+    before = {kind: kind.__call__ for kind in (decode._Convolution, decode._Doubling)}
+
+    def convolve(self: Any, rows: torch.Tensor, *, biased: bool = False) -> torch.Tensor:
+        outs, ins, *kernel = self.weight.shape
+        pixels = (rows.shape[1] - kernel[0] + 1) * rows.shape[2] * rows.shape[3]
+        flops = 2.0 * ins * outs * kernel[0] * kernel[1] * kernel[2] * pixels * len(rows)
+        name = f"convolution {ins}-{outs} {kernel} {'x'.join(map(str, rows.shape[1:4]))}"
+        call = partial(before[decode._Convolution], self, rows, biased=biased)
+        return marked(name, call, flops, float(rows.nbytes))
+
+    def double(self: Any, x: torch.Tensor) -> torch.Tensor:
+        outs, ins = self.weight.shape[:2]
+        frames = x.shape[1] if self.time is None else 2 * x.shape[1] - 1
+        flops = 8.0 * ins * outs * frames * (x.shape[2] + 1) * (x.shape[3] + 1)
+        name = f"doubling {ins}-{outs} {'x'.join(map(str, x.shape[1:4]))}, time within"
+        return marked(name, partial(before[decode._Doubling], self, x), flops, float(x.nbytes))
+
+    decode._Convolution.__call__ = convolve  # type: ignore[method-assign]
+    decode._Doubling.__call__ = double  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, call in before.items():
+            kind.__call__ = call  # type: ignore[method-assign]
+
+
 def convolutions(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rate of one 3x3x3 convolution per level, in bfloat16, in several layouts."""
     device = pick_device(options.device)
@@ -206,6 +325,7 @@ def main() -> int:
         "size": options.size,
         "config": options.config,
         "forms": forms(options),
+        "parts": [] if options.no_parts else parts(options),
         "convolutions": [] if options.no_convolutions else convolutions(options),
     }
     if options.out is not None:
