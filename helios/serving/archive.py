@@ -21,7 +21,7 @@ from helios.serving.errors import ApiError
 from helios.serving.journal import Record
 from helios.serving.protocol import Lora, Shots
 from helios.serving.recording import INDEX, MEDIA, Recording
-from helios.serving.sessions import states_in
+from helios.serving.session import states_in
 from helios.serving.store import new_id
 from helios.serving.strict_json import parse_object
 

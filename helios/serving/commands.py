@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helios.serving.faults import Faults
@@ -141,6 +144,8 @@ class Commands:
         if chunk is not None and chunk != session.index:
             _check_kept(own, chunk)
             session = session.branch(chunk)
+        if not Path(path).parent.is_dir():  # the session was deleted; saving would make it again
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         session.save(path)
         return {"chunk": session.index}
 

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from helios.serving import protocol
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.logs import log
-from helios.serving.sessions import Session, states_in
+from helios.serving.session import Session, states_in
 from helios.serving.strict_json import parse_object
 from helios.serving.transport import Message
 

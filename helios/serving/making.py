@@ -21,7 +21,7 @@ from helios.serving.errors import ApiError, job_error
 from helios.serving.job import Job
 from helios.serving.logs import log
 from helios.serving.recording import Recording
-from helios.serving.sessions import state_name
+from helios.serving.session import state_name
 from helios.serving.supervisor import StreamHandle, WorkerProcess
 from helios.serving.transport import Message
 

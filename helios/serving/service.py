@@ -18,7 +18,8 @@ from helios.serving.line import Line
 from helios.serving.live import LiveConnection
 from helios.serving.logs import log
 from helios.serving.metrics import Metrics
-from helios.serving.sessions import Session, Sessions
+from helios.serving.session import Session
+from helios.serving.sessions import Sessions
 from helios.serving.store import Store
 from helios.serving.supervisor import Supervisor
 from helios.serving.threads import make_threads

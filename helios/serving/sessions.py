@@ -22,30 +22,16 @@ from helios.serving.logs import log
 from helios.serving.protocol import SessionBranch, SessionResume, SessionStart
 from helios.serving.recording import Recording
 from helios.serving.requests import check_memory, loras_of, worker_request
+from helios.serving.session import Session, state_name, states_in
 from helios.serving.store import is_id, new_id
 from helios.serving.supervisor import StreamHandle
-from helios.serving.transport import Message
 
 if TYPE_CHECKING:
     from helios.serving.service import Service
 
-__all__ = ["Session", "Sessions", "recorded_chunks", "state_name", "states_in"]
+__all__ = ["Sessions", "recorded_chunks"]
 
 Queued: TypeAlias = Callable[[str, int, int], Awaitable[None]]
-
-AUTOSAVE_SECONDS = 10.0
-KEPT_STATES = 8
-"""Newest borders that are written when a session is parked, and as many spread over the rest."""
-
-
-def state_name(chunk: int) -> str:
-    """File of the state at the beginning of ``chunk``."""
-    return f"state-{chunk:07d}.safetensors"
-
-
-def states_in(folder: Path) -> list[int]:
-    """Chunks that the session in ``folder`` can go back to, rising."""
-    return sorted(int(path.stem.removeprefix("state-")) for path in folder.glob("state-*"))
 
 
 def recorded_chunks(folder: Path) -> list[dict[str, Any]]:
@@ -56,160 +42,6 @@ def recorded_chunks(folder: Path) -> list[dict[str, Any]]:
         return []
     hidden = ("offset", "bytes")
     return [{k: v for k, v in noted.items() if k not in hidden} for noted in recording.notes()]
-
-
-class Session:
-    """A session that is on a worker.
-
-    Attributes:
-        settings: everything that was chosen.
-        first_chunk: the first chunk this worker makes.
-        over: why nothing more is made; none while it runs.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        record: Record,
-        stream: StreamHandle,
-        recording: Recording,
-        place: Place | None,
-        ahead: int | None,
-    ) -> None:
-        self.id = record.id
-        self.record_ = record
-        self.stream = stream
-        self.recording = recording
-        self.place = place
-        self.settings: dict[str, Any] = stream.info["settings"]
-        self.warnings: list[str] = stream.info["warnings"]
-        self.mime: str = stream.info["mime"]
-        self.header = stream.header
-        self.first_chunk: int = stream.info["chunk"]
-        self.parent: str | None = record.document.get("parent")
-        self.over: str | None = None
-        self.kept = [self.first_chunk, self.first_chunk]
-        self.sharing = 1
-        self.last_chunk: Message | None = None
-        self._service = service
-        self._ahead = ahead
-        self._autosave: asyncio.Task[None] | None = None
-        self._began = self._saved = time.monotonic()
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return self._service.store.folder(self.id)
-
-    async def next_event(self) -> tuple[Message, bytes]:
-        """What the worker says next."""
-        return await self.stream.events.get()
-
-    def taken(self) -> None:
-        """The client has the chunk; another may be made."""
-        self.stream.taken()
-
-    def played(self, chunk: int) -> None:
-        """The client plays ``chunk`` now."""
-        if self._ahead is not None:
-            self.stream.tell("until", chunk=chunk + self._ahead)
-
-    async def record(self, message: Message, body: bytes) -> None:
-        """Write a chunk to disk, and once in a while the state after it."""
-        self.kept, self.sharing = message["kept"], message["sharing"]
-        self.last_chunk = message
-        noted = {
-            name: message[name]
-            for name in ("chunk", "start_frame", "frames", "prompt", "timings", "thumbnail")
-        }
-        await asyncio.to_thread(self.recording.append, noted, body)
-        now = time.monotonic()
-        busy = self._autosave is not None and not self._autosave.done()
-        if now - self._saved > AUTOSAVE_SECONDS and not busy:
-            self._saved = now
-            # A state is written after the chunk being made; the one at hand must not wait for it.
-            self._autosave = asyncio.create_task(self._save_quietly())
-
-    async def _save_quietly(self) -> None:
-        with suppress(ApiError, OSError):
-            await self._save_state(None, draft="autosave.safetensors")
-
-    async def prompt(self, text: str, transition: int) -> Message:
-        """Another prompt from the next chunk on."""
-        answer = await self.stream.call("prompt", prompt=text, transition=transition)
-        self._service.sessions.note_prompt(self.record_, answer["chunk"], text)
-        return answer
-
-    async def set_loras(self, loras: dict[str, float]) -> int:
-        """Other adapters from the next chunk on."""
-        answer = await self.stream.call("lora", loras=loras)
-        self.record_.document["loras"] = loras
-        return int(answer["chunk"])
-
-    async def extend(self, add: int | None) -> tuple[int, int | None]:
-        """Go on; the first chunk that is made, and the new length."""
-        if add is None:
-            answer = await self.stream.call("extend", num_frames=None)
-        else:
-            answer = await self.stream.call("extend", num_frames=None, add=add)
-        self.over = None
-        self._began = time.monotonic()
-        self.settings["num_frames"] = answer["num_frames"]
-        return int(answer["chunk"]), answer["num_frames"]
-
-    async def stop(self) -> None:
-        """No more chunks after the one being made."""
-        await self.stream.call("stop")
-
-    async def keep_time(self) -> None:
-        """Stop at the end of the lifetime that the operator allows."""
-        lifetime = self._service.config.limits.lifetime
-        if lifetime and self.over is None and time.monotonic() - self._began > lifetime:
-            self.over = "lifetime"
-            await self.stop()
-
-    async def save(self, chunk: int | None, name: str | None) -> int:
-        """Keep a state; the chunk it lies before."""
-        saved = await self._save_state(chunk)
-        pinned = set(self.record_.document.get("pinned", ()))
-        self.record_.document["pinned"] = sorted(pinned | {saved})
-        if name is not None:
-            self.record_.document["name"] = name
-        await self._service.journal.put(self.record_)
-        return saved
-
-    async def keep_states(self) -> None:
-        """Write the states that make the session resumable, newest first, and the record."""
-        first, last = self.kept
-        newest = list(range(last, max(first, last - KEPT_STATES) - 1, -1))
-        rest = range(first, newest[-1])
-        spread = list(rest[:: max(1, len(rest) // KEPT_STATES)])
-        wanted = newest + [chunk for chunk in spread if chunk not in newest]
-        for chunk in wanted:
-            with suppress(ApiError):
-                await self._save_state(chunk)
-        keep = set(wanted) | set(self.record_.document.get("pinned", ()))
-        for chunk in states_in(self.folder):
-            if chunk not in keep:
-                (self.folder / state_name(chunk)).unlink(missing_ok=True)
-        await self.note()
-
-    async def _save_state(self, chunk: int | None, draft: str = "draft.safetensors") -> int:
-        path = self.folder / draft
-        answer = await self.stream.call("save", path=str(path), chunk=chunk)
-        saved = int(answer["chunk"])
-        path.replace(self.folder / state_name(saved))
-        return saved
-
-    async def note(self) -> None:
-        """Bring the record up to date."""
-        document = self.record_.document
-        document["settings"] = self.settings
-        document["chunks"] = len(self.recording)
-        document["frames"] = self.recording.frames
-        document["updated"] = time.time()
-        document["over"] = self.over
-        await self._service.journal.put(self.record_)
 
 
 class Sessions:
@@ -263,6 +95,8 @@ class Sessions:
             folder = self._service.store.make(record.id)
             recording = await asyncio.to_thread(Recording.begin, folder, stream.header)
             session = Session(self._service, record, stream, recording, place, ahead)
+            # Whoever knows of the session can resume it, whenever its worker dies.
+            await session.autosave()
             await session.note()
         except BaseException:
             stream.close()

@@ -45,7 +45,7 @@ def session_shape(
     service: Service, record: Record, *, chunks: list[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """A live, parked, saved or imported session; ``chunks``: what each of them shows, if wanted."""
-    from helios.serving.sessions import states_in
+    from helios.serving.session import states_in
 
     document = record.document
     live = service.sessions.live.get(record.id)

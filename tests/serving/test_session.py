@@ -1,0 +1,88 @@
+"""Sessions that lose their worker at any moment go on bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helios.pipeline import Pipeline, load
+from helios.serving.journal import Record
+from helios.serving.session import KEPT_STATES, Session, state_name, states_in
+
+from .harness import Live, Server, wait_for
+from .test_live import offline, shown
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_random: Path) -> Pipeline:
+    return load(tiny_random, "cpu", "float32")
+
+
+def kill_worker(server: Server, live: Live) -> None:
+    """The worker dies; the client is told, and a new one is ready."""
+    os.kill(server.worker(), signal.SIGKILL)
+    while live.receive()["type"] != "error":
+        pass
+    assert live.messages[-1]["error"]["code"] == "worker_crashed"
+    assert live.until("session.done")["reason"] == "worker"
+    with server.client() as client:
+        wait_for(lambda: client.get("/health/ready").status_code == 200, 60, "a new worker")
+
+
+@pytest.mark.parametrize("chunks", [0, 1])
+def test_a_worker_that_dies_with_the_first_chunks_costs_nothing(
+    server: Server, reference: Pipeline, tmp_path: Path, chunks: int
+) -> None:
+    """Nobody saved anything; the client may know of no chunk yet."""
+    server.fault("slow", seconds=0.1)
+    try:
+        with server.live() as live:
+            session = live.start(num_frames=99, ahead=1)["session"]
+            for _ in range(chunks):
+                live.until("video.chunk")
+            kill_worker(server, live)
+            live.send("session.resume", session=session, have=0)
+            live.until("session.created")
+            begun = len(live.media)
+            live.until("session.done")
+    finally:
+        server.fault("slow", seconds=0)
+    made = [m["chunk"] for m in live.of("video.chunk") if m["stream"] > begun]
+    assert made == [0, 1, 2]
+    film = shown(live.film(begun + 1), tmp_path / "live.mp4")
+    assert np.array_equal(film, offline(reference, tmp_path / "off.mp4", num_frames=99))
+
+
+def test_states_written_on_the_way_stay_few_and_saved_ones_stay(tmp_path: Path) -> None:
+    record = Record("session_" + "0" * 32, "session", "a")
+    record.document = {"pinned": [2]}
+    now = [0]
+
+    async def call(op: str, path: str, chunk: int | None) -> dict[str, int]:
+        assert op == "save"
+        assert chunk is None
+        Path(path).write_bytes(b"state")
+        return {"chunk": now[0]}
+
+    info = {"settings": {}, "warnings": [], "mime": "", "chunk": 0}
+    stream: Any = SimpleNamespace(info=info, header=b"", call=call)
+    service: Any = SimpleNamespace(store=SimpleNamespace(folder=lambda name: tmp_path))
+    recording: Any = None
+
+    async def play() -> None:
+        session = Session(service, record, stream, recording, None, None)
+        for now[0] in range(20):
+            await session.autosave()
+
+    asyncio.run(play())
+    assert states_in(tmp_path) == [2, *range(20 - KEPT_STATES, 20)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        state_name(n) for n in states_in(tmp_path)
+    ]
