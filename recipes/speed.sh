@@ -18,8 +18,6 @@ python="${PYTHON:-.venv/bin/python}"
 out="${OUT:-runs/speed}"
 mkdir -p "$out"
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" PYTHONUNBUFFERED=1
-ours=(--skip unfused --skip fp8_products --skip fp8 --skip history_once_a_scale
-  --skip history_once_a_chunk --skip fp8_history_once_a_chunk)
 wide=(--device cuda --dtype bfloat16 --rounds 1)
 
 case "${1:?which table: tests, scenes, kernels, fp8, packed, engines, steady or full-size}" in
@@ -29,12 +27,12 @@ case "${1:?which table: tests, scenes, kernels, fp8, packed, engines, steady or 
   fp8) "$python" benchmarks/bench_fp8.py --out "$out/fp8.json" ;;
   packed) "$python" benchmarks/bench_packed.py --json "$out/packed.json" ;;
   engines)
-    "$python" -m helios bench random-14b --against diffusers --skip compiled_decoder --skip unfused \
-      --skip history_once_a_scale --budget 340 --chunks 4 --warm 2 --forwards 4 "${wide[@]}" --out "$out/engines"
+    "$python" -m helios bench random-14b --against diffusers --skip eager --skip compiled --skip unfused \
+      --skip history_once_a_scale --skip fp8_history_once_a_chunk_preview --budget 460 --chunks 4 --warm 2 --forwards 4 "${wide[@]}" --out "$out/engines"
     "$python" benchmarks/bench_decoder.py --repeat 5 --out "$out/decoder.json"
     ;;
   steady)
-    "$python" -m helios bench random-14b "${ours[@]}" --steps 1,1,1 --warm 20 --chunks 120 \
+    "$python" -m helios bench random-14b --only helios --starts --steps 1,1,1 --warm 20 --chunks 120 \
       --forwards 2 "${wide[@]}" --out "$out/steady"
     ;;
   full-size)

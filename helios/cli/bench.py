@@ -42,6 +42,10 @@ def bench(
         list[str] | None,
         typer.Option(help="Leave this engine out, such as eager; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure this engine alone, such as helios; may be repeated."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Fewer blocks (random weights).")
@@ -91,7 +95,7 @@ def bench(
     makers: list[Callable[[], Arm]] = own_arms(subject, tune_decoder)
     if rival is not None:
         makers += rival.arms(subject)
-    makers = _without(makers, skip or ())
+    makers = _chosen(makers, skip or (), only or ())
     result = run(subject, makers, config, lambda line: print(line, file=sys.stderr, flush=True))
     result["hardware"] = hardware(place)
     if against is not None:
@@ -106,14 +110,19 @@ def bench(
         (out / "bench.md").write_text(text, "utf-8")
 
 
-def _without(makers: list[Callable[[], Arm]], names: Sequence[str]) -> list[Callable[[], Arm]]:
-    """The makers whose names are not in ``names``."""
+def _chosen(
+    makers: list[Callable[[], Arm]], skip: Sequence[str], only: Sequence[str]
+) -> list[Callable[[], Arm]]:
+    """The makers named in ``only``, or all, but for those in ``skip``."""
     known = {maker.__name__: maker for maker in makers}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"skip must be one of {', '.join(known)}, got {name!r}")
-        del known[name]
-    return list(known.values())
+    for option, names in (("skip", skip), ("only", only)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}")
+    wanted = [name for name in only or known if name not in skip]
+    if not wanted:
+        raise ValueError("skip and only leave no engine to measure")
+    return [known[name] for name in wanted]
 
 
 def _plan(text: str) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ class Visit:
         seconds: of every chunk after the first, from arrival to arrival.
         latents: of the first chunk ``[16, 9, h, w]``, on the CPU.
         first_frame: seconds from the request to the first frame, where it comes alone.
-        memory: bytes in use after every chunk, where the arm knows.
+        memory: bytes after every chunk, where the arm knows: on CUDA the peak so far.
     """
 
     first: float
@@ -172,10 +172,17 @@ class PipelineArm(Arm):
             request, first_frame=lambda _: alone.append(time.perf_counter())
         ):
             arrivals.append(time.perf_counter())
-            memory.append(resident_memory(self.pipeline.device) or 0)
+            memory.append(self._memory())
             if chunk.index == 0:
                 latents = chunk.latents
         return visit_of(arrivals, latents, alone[0] - arrivals[0], memory)
+
+    def _memory(self) -> int:
+        """Bytes: on CUDA the most that was in use so far, on a CPU what is."""
+        device = self.pipeline.device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        return resident_memory(device) or 0
 
     def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
         """As the sampler asks for it."""
@@ -365,10 +372,13 @@ class _Run:
         seconds, memory = visit.seconds[self.config.warm - 1 :], visit.memory[self.config.warm :]
         if len(seconds) < 2 * _SPAN or not memory:
             return None
-        early, late = seconds[:_SPAN], seconds[-_SPAN:]
+        early, late = (statistics.mean(part) for part in (seconds[:_SPAN], seconds[-_SPAN:]))
         return {
             "chunks": len(seconds),
-            "time_ratio": round(statistics.mean(late) / statistics.mean(early), 4),
+            "early_frames_per_second": round(CHUNK_FRAMES / early, 3),
+            "late_frames_per_second": round(CHUNK_FRAMES / late, 3),
+            "time_ratio": round(late / early, 4),
+            "memory_bytes": memory[0],
             "memory_growth_bytes": max(memory) - memory[0],
         }
 

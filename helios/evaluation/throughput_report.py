@@ -98,9 +98,11 @@ def _speed(arms: Mapping[str, Any], plan: str) -> Iterator[str]:
         if row["steadiness"] is not None:
             steady = row["steadiness"]
             yield (
-                f"{name} over {steady['chunks']} chunks: the last 20 take "
-                f"{steady['time_ratio']:.3f} times as long as the first 20, memory grows by "
-                f"{steady['memory_growth_bytes'] / 2**20:.1f} MiB."
+                f"{name} over {steady['chunks']} chunks: {steady['early_frames_per_second']:.2f} "
+                f"frames/s in the first 20, {steady['late_frames_per_second']:.2f} in the last 20 "
+                f"({steady['time_ratio']:.3f} times as long); memory "
+                f"{steady['memory_bytes'] / 2**30:.2f} GiB at the first, "
+                f"{steady['memory_growth_bytes'] / 2**20:.1f} MiB more at the most."
             )
             yield ""
 

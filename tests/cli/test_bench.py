@@ -43,6 +43,8 @@ def test_both_engines_on_the_same_weights(
         (["--layers", "2"], "random weights only"),
         (["random-huge"], "random-tiny or random-14b"),
         (["random-tiny", "--size", "100x100"], "nearest legal size"),
+        (["random-tiny", *QUICK, "--only", "nothing"], "only must be one of helios"),
+        (["random-tiny", *QUICK, "--only", "helios", "--skip", "helios"], "leave no engine"),
     ],
 )
 def test_wrong_arguments(

@@ -131,9 +131,16 @@ def test_a_long_visit_tells_whether_it_is_steady(subject) -> None:
     config = BenchConfig(plans=((1, 1, 1),), warm=20, chunks=40, rounds=1, forwards=1)
     result = bench(made, [lambda: Slowing("a", made, 1.0, 0.0)], config)
     steady = result["arms"]["a"]["plans"]["1,1,1"]["steadiness"]
-    assert steady == {"chunks": 40, "time_ratio": 1.1, "memory_growth_bytes": 39}
+    assert steady == {
+        "chunks": 40,
+        "early_frames_per_second": 33.0,
+        "late_frames_per_second": 30.0,
+        "time_ratio": 1.1,
+        "memory_bytes": 20,
+        "memory_growth_bytes": 39,
+    }
     result["hardware"] = hardware(CPU)
-    assert "a over 40 chunks: the last 20 take 1.100 times" in report(result)
+    assert "33.00 frames/s in the first 20, 30.00 in the last 20 (1.100 times" in report(result)
 
 
 def test_visits_and_spreads() -> None:
