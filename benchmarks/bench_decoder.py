@@ -228,8 +228,9 @@ def parts(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 @contextmanager
 def marked_convolutions(marked: Marked) -> Iterator[None]:
-    """Inside, every convolution and every doubling of a fast decoder is marked."""
-    before = {kind: kind.__call__ for kind in (decode._Convolution, decode._Doubling)}
+    """Inside, every convolution, doubling and attention of a fast decoder is marked."""
+    kinds = (decode._Convolution, decode._Doubling, decode.AttentionBlock)
+    before: dict[Any, Any] = {kind: kind.__call__ for kind in kinds}
 
     def convolve(self: Any, rows: torch.Tensor, *, biased: bool = False) -> torch.Tensor:
         outs, ins, *kernel = self.weight.shape
@@ -246,13 +247,20 @@ def marked_convolutions(marked: Marked) -> Iterator[None]:
         name = f"doubling {ins}-{outs} {'x'.join(map(str, x.shape[1:4]))}, time within"
         return marked(name, partial(before[decode._Doubling], self, x), flops, float(x.nbytes))
 
-    decode._Convolution.__call__ = convolve  # type: ignore[method-assign]
-    decode._Doubling.__call__ = double  # type: ignore[method-assign]
+    def look(self: Any, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, frames, height, width = x.shape
+        pixels = float(height * width)
+        flops = batch * frames * (4 * pixels**2 * channels + 8 * pixels * channels**2)
+        call = partial(before[decode.AttentionBlock], self, x)
+        return marked(f"attention {channels} {frames}x{height}x{width}", call, flops, x.nbytes)
+
+    for kind, call in zip(kinds, (convolve, double, look)):
+        kind.__call__ = call  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         for kind, call in before.items():
-            kind.__call__ = call  # type: ignore[method-assign]
+            kind.__call__ = call
 
 
 def convolutions(options: argparse.Namespace) -> list[dict[str, Any]]:
