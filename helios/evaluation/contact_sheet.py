@@ -1,6 +1,6 @@
 """A picture of several videos: one row of frames over time per prompt, with the prompt above it.
 
-    python -m helios.evaluation.contact_sheet --model tiny --out docs/contact-sheet.png
+    python -m helios.evaluation.contact_sheet --model tiny --out docs/contact-sheet.webp
         [--prompt TEXT]... [--captions 8] [--chunks 2] [--columns 8] [--ground-truth]
 
 Without prompts the captions are held-out ones, the first of an endless list and not selected.
@@ -31,7 +31,8 @@ __all__ = ["contact_sheet", "save_contact_sheet"]
 GAP = 4
 MARGIN = 16
 TEXT_SIZE = 15
-WIDEST = 800
+WIDEST = 960
+QUALITY = 75
 LINE = 20
 BACKGROUND, INK, FAINT = (252, 252, 250), (25, 25, 25), (130, 130, 130)
 
@@ -89,18 +90,16 @@ def contact_sheet(
 def save_contact_sheet(
     path: Path, videos: Sequence[NDArray[np.uint8]], captions: Sequence[str], *, columns: int = 8
 ) -> None:
-    """Write the sheet as a PNG, whole or not at all; folders on the way are made.
+    """Write the sheet as WebP, whole or not at all; folders on the way are made.
 
-    It is at most `WIDEST` pixels wide and has 128 colours, dithered: a sixth of the bytes.
+    It is at most `WIDEST` pixels wide.
     """
     sheet = contact_sheet(videos, captions, columns=columns)
     if sheet.width > WIDEST:
         sheet = sheet.resize((WIDEST, round(sheet.height * WIDEST / sheet.width)))
-    palette = sheet.quantize(128, method=1, kmeans=2)  # by the range of colours, not their number
-    sheet = sheet.quantize(palette=palette)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="WEBP", quality=QUALITY, method=6)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Frames over time for several prompts, as a PNG.")
+    parser = argparse.ArgumentParser(description="Frames over time for several prompts, as WebP.")
     parser.add_argument("--model", default="tiny", help="folder or name of a model")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG")
+    parser.add_argument("--out", type=Path, required=True, help="the WebP picture")
     parser.add_argument("--prompt", action="append", help="may be given several times")
     parser.add_argument("--captions", type=int, default=8, help="held-out ones, without --prompt")
     parser.add_argument("--ground-truth", action="store_true", help="renders instead of a model")

@@ -37,13 +37,13 @@ def test_a_long_caption_is_wrapped_and_makes_the_sheet_taller() -> None:
     assert contact_sheet([video(1, 2)], [words]).height > short.height
 
 
-def test_the_png_is_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "docs" / "sheet.png"
+def test_the_picture_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "docs" / "sheet.webp"
     save_contact_sheet(path, [video(1, 2, 3)], ["a ball"])
     with Image.open(path) as image:
         image.load()
-        assert image.format == "PNG"
-    assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
+        assert image.format == "WEBP"
+    assert [file.name for file in path.parent.iterdir()] == ["sheet.webp"]
 
 
 def test_wrong_numbers_are_refused() -> None:
