@@ -27,7 +27,7 @@ from typing import Any
 from helios.serving.config import ServeConfig
 from helios.serving.protocol import SUBPROTOCOL
 
-__all__ = ["node_of", "serve_on_ray"]
+__all__ = ["Gateway", "Node", "node_of", "node_options", "serve_on_ray"]
 
 COOKIE = "helios_node"
 _HOP = frozenset(
@@ -257,6 +257,15 @@ async def _refuse(send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def node_options(config: ServeConfig) -> list[str]:
+    """The command line of a node: models, device and limits are those of the gateway."""
+    options = ["--device", config.device, "--dtype", config.dtype]
+    options += [part for model in config.models for part in ("--model", model)]
+    options += [part for n, p in config.loras.items() for part in ("--lora", f"{n}={p}")]
+    options += [part for n, v in vars(config.limits).items() for part in ("--limit", f"{n}={v}")]
+    return options
+
+
 def serve_on_ray(config: ServeConfig, *, nodes: int, gpus: float, announce: Any = None) -> None:
     """Start ``nodes`` nodes and the gateway on Ray, and stay until a signal.
 
@@ -272,10 +281,7 @@ def serve_on_ray(config: ServeConfig, *, nodes: int, gpus: float, announce: Any 
     import ray
     from ray import serve
 
-    options = ["--device", config.device, "--dtype", config.dtype]
-    options += [part for model in config.models for part in ("--model", model)]
-    options += [part for n, p in config.loras.items() for part in ("--lora", f"{n}={p}")]
-    options += [part for n, v in vars(config.limits).items() for part in ("--limit", f"{n}={v}")]
+    options = node_options(config)
     key = secrets.token_urlsafe(32)
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     # Processors are not counted: on a small machine the gateway would wait for one for ever.

@@ -1,28 +1,25 @@
-"""Two nodes on Ray: a caller keeps its node, and gets there what one server would give."""
+"""Two nodes behind a gateway: the classes that Ray runs, here without Ray (see ``on_ray.py``)."""
 
 from __future__ import annotations
 
-import importlib.util
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+import uvicorn
 
 from helios.cli.main import run
-from helios.serving.ray_app import node_of
+from helios.serving import Limits, ServeConfig
+from helios.serving.ray_app import Gateway, Node, node_of, node_options
 
-from .harness import Server, finished, make
+from .harness import Server, wait_for
+from .two_nodes import callers, check_cookies, check_two_nodes
 
-slow = pytest.mark.slow
-ABSENT = importlib.util.find_spec("ray") is None
-
-
-def callers() -> tuple[str, str]:
-    """Two keys that belong to different nodes."""
-    first = "a" * 40
-    other = next(
-        key for key in (f"{n:040d}" for n in range(99)) if node_of(key, 2) != node_of(first, 2)
-    )
-    return first, other
+KEY = "g" * 40
+Opened: TypeAlias = Callable[[dict[str, str]], Server]
 
 
 def test_callers_are_spread_evenly_and_always_the_same() -> None:
@@ -39,41 +36,53 @@ def test_without_the_extra_it_is_named(
     assert "helios-video[ray]" in capfd.readouterr().err.splitlines()[-1]
 
 
-@slow
-def test_two_nodes_keep_their_callers(tiny_random: Path, tmp_path: Path) -> None:
-    if ABSENT:
-        return  # what is said then has a test of its own
-    first, other = callers()
-    (tmp_path / "keys").write_text(f"one {first}\ntwo {other}\n")
-    server = Server(
-        tiny_random, tmp_path / "data", ("--ray", "2", "--api-key-file", str(tmp_path / "keys"))
+@pytest.fixture(scope="module")
+def opened(tiny_random: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """Gateways to the same two nodes, each with its own keys."""
+    data = tmp_path_factory.mktemp("nodes")
+    config = ServeConfig(
+        data=data,
+        models=(str(tiny_random),),
+        device="cpu",
+        dtype="float32",
+        limits=Limits(free=0, spares=0),
     )
-    server.start()
+    nodes = [Node(node_options(config), str(data), number, KEY) for number in range(2)]
+    with ExitStack() as gateways:
+        try:
+            addresses = [node.address(120) for node in nodes]
+
+            def open_one(keys: dict[str, str]) -> Server:
+                gateway = Server(tiny_random, data)
+                app = Gateway(addresses, KEY, keys)
+                gateway.address = gateways.enter_context(served(app))
+                return gateway
+
+            yield open_one
+        finally:
+            for node in nodes:
+                node.stop()
+
+
+@contextmanager
+def served(app: Gateway) -> Iterator[str]:
+    """The address of a gateway that runs in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, 20, "the gateway")
+    port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        with server.client(first) as one, server.client(other) as two, server.client() as none:
-            assert none.get("/v1/videos").status_code == 401
-            mine, theirs = make(one)["id"], make(two)["id"]
-            videos = [finished(one, mine), finished(two, theirs)]
-            assert [video["status"] for video in videos] == ["completed", "completed"]
-            assert one.get(f"/v1/videos/{theirs}").status_code == 404
-            contents = [
-                client.get(f"/v1/videos/{name}/content").content
-                for client, name in ((one, mine), (two, theirs))
-            ]
-            assert contents[0] == contents[1]
-        with server.live(first) as live:
-            session = live.start(num_frames=66, ahead=1)["session"]
-            live.until("video.chunk")
-        with server.live(first) as live:
-            live.send("session.resume", session=session, have=0)
-            assert live.until("session.done")["frames"] == 66
-        with server.live(other) as live:
-            live.send("session.resume", session=session)
-            while live.receive()["type"] != "error":
-                pass
-            assert live.messages[-1]["error"]["code"] == "session_not_found"
-        nodes = sorted(path.name for path in (tmp_path / "data").glob("node-*"))
-        assert nodes == ["node-0", "node-1"]
-        assert all(list((tmp_path / "data" / n / "data" / "videos").iterdir()) for n in nodes)
+        yield f"http://127.0.0.1:{port}"
     finally:
-        server.stop()
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_two_nodes_keep_their_callers(opened: Opened) -> None:
+    first, other = callers()
+    check_two_nodes(opened({"one": first, "two": other}), first, other)
+
+
+def test_callers_without_a_key_are_known_by_a_cookie(opened: Opened) -> None:
+    check_cookies(opened({}))

@@ -66,7 +66,9 @@ def test_reroll_keep_export_and_import(page: Studio, tmp_path: Path) -> None:
     page.until("document.querySelectorAll('.card').length === 1")
     card = tab.locator(".card")
     facts = card.locator(".facts").inner_text()
-    for fact in ("seed 7", "2 steps", "192 × 128", "tiny"):
+    steps = session["settings"]["steps"]  # type: ignore[index]
+    many = "+".join(map(str, steps)) if isinstance(steps, list) else f"{steps} step"
+    for fact in ("seed 7", many, "192 × 128", "tiny"):
         assert fact in facts
 
     # One file out, forgotten, and in again: the same pixels.

@@ -1,0 +1,23 @@
+"""The two nodes of ``test_ray.py``, now on Ray itself; needs the extra ``ray``.
+
+No test run collects this file by itself; it is named: ``pytest tests/serving/on_ray.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .harness import Server
+from .two_nodes import callers, check_two_nodes
+
+
+def test_two_nodes_on_ray_keep_their_callers(tiny_random: Path, tmp_path: Path) -> None:
+    first, other = callers()
+    (tmp_path / "keys").write_text(f"one {first}\ntwo {other}\n")
+    options = ("--ray", "2", "--api-key-file", str(tmp_path / "keys"))
+    server = Server(tiny_random, tmp_path / "data", options)
+    server.start()
+    try:
+        check_two_nodes(server, first, other)
+    finally:
+        server.stop()
