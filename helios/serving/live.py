@@ -1,13 +1,12 @@
 """One live connection: wishes in, chunks out, whatever happens to either end.
 
 Three tasks: one reads messages, one carries what the worker makes to disk and socket, one keeps
-the clocks (places, health, limits). Every pair of text and binary message goes out under one lock.
+the clocks (places, health, limits). All of them speak through one ``LiveSocket``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 from contextlib import suppress
@@ -18,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from helios.serving import protocol
 from helios.serving.errors import ApiError, from_validation
+from helios.serving.live_socket import HangupError, LiveSocket, MessageRate
 from helios.serving.logs import log
 from helios.serving.session import Session, states_in
 from helios.serving.strict_json import parse_object
@@ -28,18 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveConnection"]
 
-RATE, BURST, MOST_REFUSED = 10.0, 20.0, 100
 HEALTH_SECONDS = 2.0
 REMEMBERED_EVENTS = 1000
-CLOSE_CODES = {"slow_consumer": 1008, "idle": 1008, "rate_limited": 1008, "draining": 1001}
-
-
-class HangupError(Exception):
-    """The connection ends now, with a code of the protocol."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class LiveConnection:
@@ -53,7 +43,8 @@ class LiveConnection:
 
     def __init__(self, service: Service, socket: WebSocket, owner: str) -> None:
         self._service = service
-        self._socket = socket
+        self._receive = socket.receive
+        self._socket = LiveSocket(socket, service.config.limits.stall, service.metrics)
         self._owner = owner
         self._limits = service.config.limits
         self._session: Session | None = None
@@ -61,21 +52,20 @@ class LiveConnection:
         self._pump: asyncio.Task[None] | None = None
         self._place = 0
         self._streams = 0
-        self._sending = asyncio.Lock()
         self._heard = time.monotonic()
         self._events: deque[str] = deque(maxlen=REMEMBERED_EVENTS)
-        self._tokens, self._refilled, self._refused = BURST, self._heard, 0
-        self._hangup: asyncio.Future[HangupError] = asyncio.get_running_loop().create_future()
+        self._rate = MessageRate()
 
     async def run(self) -> None:
         """Serve until one end leaves."""
         clock = asyncio.create_task(self._clock())
         reader = asyncio.create_task(self._read())
         try:
-            ends: list[asyncio.Future[Any]] = [reader, self._hangup]
+            ended = self._socket.ended
+            ends: list[asyncio.Future[Any]] = [reader, ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if self._hangup.done():
-                await self._close(self._hangup.result())
+            if ended.done():
+                await self._socket.close(ended.result())
         finally:
             tasks = [task for task in (clock, reader, self._starting) if task is not None]
             for task in tasks:
@@ -88,33 +78,28 @@ class LiveConnection:
     async def _read(self) -> None:
         with suppress(WebSocketDisconnect):
             while True:
-                event = await self._socket.receive()
+                event = await self._receive()
                 if event["type"] == "websocket.disconnect":
                     return
                 self._heard = time.monotonic()
-                if self._too_fast():
-                    await self._refuse(
+                if not self._may_talk():
+                    await self._socket.refuse(
                         ApiError(429, "rate_limited", "too many messages; slow down"), None
                     )
                     continue
                 if event.get("text") is None:
-                    await self._refuse(
+                    await self._socket.refuse(
                         ApiError(400, "binary_not_allowed", "send text messages only"), None
                     )
                     continue
                 await self._obey(event["text"])
 
-    def _too_fast(self) -> bool:
-        now = time.monotonic()
-        self._tokens = min(BURST, self._tokens + RATE * (now - self._refilled))
-        self._refilled = now
-        if self._tokens >= 1:
-            self._tokens -= 1
+    def _may_talk(self) -> bool:
+        try:
+            return self._rate.take()
+        except HangupError as error:
+            self._socket.end(error.code, str(error))
             return False
-        self._refused += 1
-        if self._refused > MOST_REFUSED:
-            self._end("rate_limited", "too many messages")
-        return True
 
     async def _obey(self, text: str) -> None:
         event_id = None
@@ -128,11 +113,11 @@ class LiveConnection:
                 self._events.append(event_id)
             await self._do(self._parsed(value))
         except ApiError as error:
-            await self._refuse(error, event_id)
+            await self._socket.refuse(error, event_id)
         except OSError as error:
             log("live_storage", kind=type(error).__name__, detail=str(error))
             refusal = ApiError(507, "insufficient_storage", "the server's disk refuses")
-            await self._refuse(refusal, event_id)
+            await self._socket.refuse(refusal, event_id)
 
     @staticmethod
     def _parsed(value: dict[str, Any]) -> protocol.ClientMessage:
@@ -145,7 +130,7 @@ class LiveConnection:
     async def _do(self, message: protocol.ClientMessage) -> None:
         match message:
             case protocol.SessionPing():
-                await self._say("session.pong", event_id=message.event_id)
+                await self._socket.say("session.pong", event_id=message.event_id)
             case protocol.SessionStart() | protocol.SessionResume():
                 await self._change(message)
             case protocol.SessionPrompt():
@@ -154,7 +139,7 @@ class LiveConnection:
                 loras = {lora.name: lora.scale for lora in message.loras}
                 chunk = await self._running.set_loras(loras)
                 shown = [lora.model_dump() for lora in message.loras]
-                await self._say("session.loras", loras=shown, chunk=chunk)
+                await self._socket.say("session.loras", loras=shown, chunk=chunk)
             case protocol.SessionPlayed():
                 self._running.played(message.chunk)
             case protocol.SessionBranch():
@@ -164,11 +149,13 @@ class LiveConnection:
             case protocol.SessionSave():
                 session = self._running
                 chunk = await session.save(message.chunk, message.name)
-                await self._say("session.saved", session=session.id, chunk=chunk, name=message.name)
+                await self._socket.say(
+                    "session.saved", session=session.id, chunk=chunk, name=message.name
+                )
             case protocol.SessionStop():
                 if self._starting is not None and self._session is None:
                     self._starting.cancel()
-                    await self._say("session.done", session=None, reason="stopped", chunks=0)
+                    await self._socket.say("session.done", session=None, reason="stopped", chunks=0)
                 else:
                     await self._running.stop()
 
@@ -192,12 +179,12 @@ class LiveConnection:
             else:
                 session = await self._service.sessions.resume(message, self._owner, self._queued)
         except ApiError as error:
-            await self._refuse(error, message.event_id)
+            await self._socket.refuse(error, message.event_id)
             return
         except OSError as error:
             log("live_storage", kind=type(error).__name__, detail=str(error))
             storage = ApiError(507, "insufficient_storage", "the server's disk refuses")
-            await self._refuse(storage, message.event_id)
+            await self._socket.refuse(storage, message.event_id)
             return
         finally:
             self._place = 0
@@ -207,12 +194,12 @@ class LiveConnection:
 
     async def _queued(self, session: str, place: int, waiting: int) -> None:
         self._place = place
-        await self._say("session.queued", session=session, place=place, waiting=waiting)
+        await self._socket.say("session.queued", session=session, place=place, waiting=waiting)
 
     async def _show(self, session: Session, *, replay_from: int | None = None) -> None:
         """Make ``session`` the one of this connection and carry what it makes."""
         self._session = session
-        await self._say(
+        await self._socket.say(
             "session.created",
             session=session.id,
             settings=session.settings,
@@ -228,7 +215,7 @@ class LiveConnection:
     async def _begin_stream(self, session: Session, first: int) -> None:
         self._streams += 1
         settings = session.settings
-        await self._say(
+        await self._socket.say(
             "video.start",
             session.header,
             session=session.id,
@@ -243,8 +230,8 @@ class LiveConnection:
     async def _prompt(self, message: protocol.SessionPrompt) -> None:
         answer = await self._running.prompt(message.prompt, message.transition_chunks)
         if answer["superseded"] is not None:
-            await self._say("prompt.superseded", prompt=answer["superseded"])
-        await self._say(
+            await self._socket.say("prompt.superseded", prompt=answer["superseded"])
+        await self._socket.say(
             "prompt.queued",
             prompt=message.prompt,
             chunk=answer["chunk"],
@@ -256,7 +243,7 @@ class LiveConnection:
         old = self._running
         session = await self._service.sessions.branch(old, message)
         await self._leave()
-        await self._say(
+        await self._socket.say(
             "session.branched",
             session=session.id,
             parent=old.id,
@@ -271,7 +258,9 @@ class LiveConnection:
         if message.seconds is not None:
             add = max(1, round(message.seconds * session.settings["fps"]))
         chunk, length = await session.extend(add)
-        await self._say("session.extended", session=session.id, chunk=chunk, num_frames=length)
+        await self._socket.say(
+            "session.extended", session=session.id, chunk=chunk, num_frames=length
+        )
         if chunk < len(session.recording):
             await asyncio.to_thread(session.recording.cut, chunk)
             await self._begin_stream(session, chunk)
@@ -302,13 +291,15 @@ class LiveConnection:
             return  # the reader notices too
         except OSError as error:
             log("live_storage", session=session.id, detail=str(error))
-            await self._refuse(ApiError(507, "insufficient_storage", "the disk is full"), None)
+            await self._socket.refuse(
+                ApiError(507, "insufficient_storage", "the disk is full"), None
+            )
             await session.stop()
 
     async def _chunk(self, session: Session, message: Message, body: bytes) -> None:
         await session.record(message, body)
         if message["landed"] is not None:
-            await self._say("prompt.applied", **message["landed"])
+            await self._socket.say("prompt.applied", **message["landed"])
         await self._send_chunk(session, message, body, replayed=False)
         session.taken()
 
@@ -316,7 +307,7 @@ class LiveConnection:
         self, session: Session, message: Message, body: bytes, *, replayed: bool
     ) -> None:
         fps, timings = session.settings["fps"], message["timings"]
-        await self._say(
+        await self._socket.say(
             "video.chunk",
             body,
             session=session.id,
@@ -334,7 +325,7 @@ class LiveConnection:
     async def _done(self, session: Session, reason: str) -> None:
         session.over = reason
         await session.keep_states()
-        await self._say(
+        await self._socket.say(
             "session.done",
             session=session.id,
             reason=reason,
@@ -345,45 +336,16 @@ class LiveConnection:
     async def _failed(self, session: Session, message: Message) -> None:
         """The worker lost the session; it goes on from its last state when asked."""
         text = message.get("message") or "the worker is being replaced; resume the session"
-        await self._refuse(ApiError(503, message["code"], text), None)
+        await self._socket.refuse(ApiError(503, message["code"], text), None)
         self._session = None
         await self._service.sessions.lose(session, message["code"])
-        await self._say(
+        await self._socket.say(
             "session.done",
             session=session.id,
             reason="worker",
             chunks=len(session.recording),
             frames=session.recording.frames,
         )
-
-    async def _say(self, kind: str, body: bytes | None = None, **values: Any) -> None:
-        """Send a message, and its bytes right after it.
-
-        A client that takes nothing for too long ends the connection.
-        """
-        if kind in ("video.start", "video.chunk"):
-            values["bytes"] = len(body or b"")
-        text = json.dumps(
-            {"type": kind, **{k: v for k, v in values.items() if k != "event_id"}}
-            | ({"event_id": values["event_id"]} if values.get("event_id") else {})
-        )
-        try:
-            async with self._sending, asyncio.timeout(self._limits.stall):
-                await self._socket.send_text(text)
-                if body is not None:
-                    await self._socket.send_bytes(body)
-        except TimeoutError:
-            self._end("slow_consumer", "the client took nothing for too long")
-            raise RuntimeError("slow consumer") from None
-
-    async def _refuse(self, error: ApiError, event_id: str | None) -> None:
-        body = {
-            "code": error.code,
-            "message": error.message,
-            "param": error.param,
-            "event_id": event_id,
-        }
-        await self._say("error", error=body, fatal=False)
 
     # --------------------------------------------------------------------------------- clocks
 
@@ -396,34 +358,17 @@ class LiveConnection:
                 idle = self._session is None or self._session.over is not None
                 if self._session is None and self._starting is None:
                     if now - began > self._limits.start:
-                        self._end("idle", "no session was started")
+                        self._socket.end("idle", "no session was started")
                 elif idle and now - self._heard > self._limits.idle:
-                    self._end("idle", "nothing was asked for too long")
+                    self._socket.end("idle", "nothing was asked for too long")
                 session = self._session
                 if session is not None:
                     await session.keep_time()
-                await self._say("health", **self._service.health(session, self._place))
-
-    def _end(self, code: str, message: str) -> None:
-        if not self._hangup.done():
-            self._hangup.set_result(HangupError(code, message))
+                await self._socket.say("health", **self._service.health(session, self._place))
 
     async def drain(self, seconds: float) -> None:
         """Say that the server stops, and end."""
-        with suppress(WebSocketDisconnect, RuntimeError):
-            await self._say("server.draining", seconds=seconds)
-        self._end("draining", "the server stops")
-
-    async def _close(self, why: HangupError) -> None:
-        self._service.metrics.dropped.labels(why.code).inc()
-        number = CLOSE_CODES.get(why.code, 1011)
-        with suppress(Exception):
-            async with asyncio.timeout(1.0):
-                if number != 1001 and not self._sending.locked():
-                    error = {"code": why.code, "message": str(why), "param": None, "event_id": None}
-                    text = json.dumps({"type": "error", "error": error, "fatal": True})
-                    await self._socket.send_text(text)
-                await self._socket.close(number, why.code)
+        await self._socket.drain(seconds)
 
     async def _leave(self) -> None:
         """Park the session; the place on the worker is free when this returns."""
