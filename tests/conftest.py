@@ -11,6 +11,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from helios.codec import AutoencoderConfig, Codec
+    from helios.evaluation import Subject
     from helios.pipeline import GenerationConfig, Pipeline
 
 # No test talks to the real hub; children of tests do not either.
@@ -40,11 +42,10 @@ def small_transformer(seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def small_codec(seed: int = 1) -> object:
-    from helios.codec import AutoencoderConfig, Codec, WanAutoencoder
+def small_autoencoder() -> AutoencoderConfig:
+    from helios.codec import AutoencoderConfig
 
-    torch.manual_seed(seed)
-    config = AutoencoderConfig(
+    return AutoencoderConfig(
         base_dim=8,
         dim_mult=(1, 1, 1),
         num_res_blocks=1,
@@ -53,7 +54,13 @@ def small_codec(seed: int = 1) -> object:
         out_channels=12,
         patch_size=2,
     )
-    return Codec(WanAutoencoder(config))
+
+
+def small_codec(seed: int = 1) -> Codec:
+    from helios.codec import Codec, WanAutoencoder
+
+    torch.manual_seed(seed)
+    return Codec(WanAutoencoder(small_autoencoder()))
 
 
 def small_text_encoder(seed: int = 2) -> torch.nn.Module:
@@ -83,6 +90,12 @@ def small_pipeline(defaults: GenerationConfig | None = None, *, stages: int = 1)
 
 
 @pytest.fixture(scope="session")
+def make_codec() -> Callable[..., Codec]:
+    """`small_codec`: random weights of a seed, a new one at each call."""
+    return small_codec
+
+
+@pytest.fixture(scope="session")
 def make_pipeline() -> Callable[..., Pipeline]:
     """`small_pipeline`: a new one at each call, which the test may change."""
     return small_pipeline
@@ -98,3 +111,35 @@ def pipeline() -> Pipeline:
 def tiny_random(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline) -> Path:
     """The same as a folder in the published layout; tests must not change it."""
     return pipeline.save(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="session")
+def subject() -> Callable[..., Subject]:
+    """Makes what engines are measured on, at the smallest size whose products e4m3 can do."""
+    from helios.evaluation import Subject, random_codec, random_transformer
+    from helios.model import TransformerConfig
+    from helios.presets import generation
+
+    network = TransformerConfig(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        rope_dim=(4, 6, 6),
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+    )
+    cpu = torch.device("cpu")
+
+    def make(dtype: torch.dtype = torch.float32, codec_dtype: torch.dtype | None = None) -> Subject:
+        return Subject.make(
+            random_transformer(network, cpu, dtype),
+            random_codec(small_autoencoder(), cpu, codec_dtype or dtype),
+            generation.published_schedule(distilled=True),
+            height=64,
+            width=64,
+            tokens=16,
+            name="small",
+        )
+
+    return make

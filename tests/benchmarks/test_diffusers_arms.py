@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -10,11 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from helios.codec import AutoencoderConfig
-from helios.evaluation import BenchConfig, Subject, bench, random_codec, random_transformer
+from helios.evaluation import BenchConfig, Subject, bench
 from helios.kernels import Machine, attention, simulated
-from helios.model import TransformerConfig
-from helios.presets import generation
 
 PROGRAMS = Path(__file__).parents[2] / "benchmarks"
 HOPPER = Machine(capability=(9, 0), flash3=True)
@@ -26,39 +24,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("diffusers_arms")
 
 
-@pytest.fixture
-def subject() -> Subject:
-    network = TransformerConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        rope_dim=(4, 6, 6),
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=2,
-    )
-    codec = AutoencoderConfig(
-        base_dim=8,
-        dim_mult=(1, 1, 1),
-        num_res_blocks=1,
-        temperal_downsample=(True, True),
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-    )
-    cpu = torch.device("cpu")
-    return Subject.make(
-        random_transformer(network, cpu, torch.float32),
-        random_codec(codec, cpu, torch.float32),
-        generation.published_schedule(distilled=True),
-        height=64,
-        width=64,
-        tokens=16,
-    )
-
-
 def test_flash3_is_called_for_every_attention(
-    program: ModuleType, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    program: ModuleType, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers.models import attention_dispatch
 
@@ -77,13 +44,14 @@ def test_flash3_is_called_for_every_attention(
         "_wrapped_flash_attn_3",
         attention_dispatch._wrapped_flash_attn_3._init_fn,
     )
-    makers = program._Makers(subject)
+    made = subject()
+    makers = program._Makers(made)
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     with simulated(HOPPER):
         arm = makers.flash3()
     assert arm.name == "diffusers compiled, FA3, fp32 decoder"
     assert len(calls) == 4
-    x, time = subject.noisy(1), subject.told(742)
+    x, time = made.noisy(1), made.told(742)
     expected = makers.eager().velocity(x, time)
     assert len(calls) == 4
     torch.testing.assert_close(arm.velocity(x, time), expected)
@@ -92,23 +60,24 @@ def test_flash3_is_called_for_every_attention(
 
 @pytest.mark.parametrize("machine", [Machine(), Machine(capability=(8, 0), flash3=True)])
 def test_without_it_one_line_says_why(
-    program: ModuleType, subject: Subject, machine: Machine
+    program: ModuleType, subject: Callable[..., Subject], machine: Machine
 ) -> None:
+    made = subject()
     config = BenchConfig(plans=((1, 1, 1),), warm=1, chunks=1, rounds=1, forwards=1)
     with simulated(machine):
-        result = bench(subject, [program._Makers(subject).flash3], config)
+        result = bench(made, [program._Makers(made).flash3], config)
     assert result["left_out"] == [
         "flash3: RuntimeError: FlashAttention-3 needs a Hopper GPU and the package fa3-fwd"
     ]
 
 
 def test_a_kernel_that_fails_costs_its_own_arm_only(
-    program: ModuleType, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    program: ModuleType, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Tensor:
         raise AssertionError("wrong stride\nand more")
 
-    arm = program._Makers(subject).eager()
+    arm = program._Makers(subject()).eager()
     monkeypatch.setattr(arm, "velocity", broken)
     with pytest.raises(RuntimeError, match="AssertionError: wrong stride") as caught:
         program.tried(arm)

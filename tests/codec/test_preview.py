@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from helios.codec import (
-    AutoencoderConfig,
     Codec,
     PreviewCodec,
     PreviewConfig,
     PreviewDecoder,
-    WanAutoencoder,
     load_preview,
     save_preview,
 )
 from helios.errors import CheckpointError
 
-SMALL = AutoencoderConfig(
-    base_dim=8,
-    dim_mult=(1, 1, 1),
-    num_res_blocks=1,
-    temperal_downsample=(True, True),
-    in_channels=12,
-    out_channels=12,
-    patch_size=2,
-)
-
 
 @pytest.fixture
-def codec() -> Codec:
-    torch.manual_seed(0)
-    return Codec(WanAutoencoder(SMALL))
+def codec(make_codec: Callable[..., Codec]) -> Codec:
+    return make_codec(seed=0)
 
 
 @pytest.fixture
