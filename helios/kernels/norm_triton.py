@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from helios.kernels.scaled import E4M3
+from helios.kernels.stream_triton import LAYER, RMS, launch, tokens_for
 
 __all__ = [
     "gated_add",
@@ -37,8 +38,6 @@ __all__ = [
 
 NONE, PLAIN, GATED = 0, 1, 2
 """What is added before the norm."""
-RMS, LAYER = 1, 2
-"""The norm; NONE is none."""
 GAINS, MODULATION = 1, 2
 """What follows it; NONE is nothing."""
 
@@ -138,11 +137,6 @@ def norm_kernel(
 def warps_for(block: int) -> int:
     """Warps of a program over ``block`` columns: some 32 of them for every thread."""
     return max(1, min(16, block // 1024))
-
-
-def tokens_for(length: int) -> int:
-    """Tokens of one program: as many as leave work for every multiprocessor."""
-    return 2 if length >= 8192 else 1
 
 
 def _launch(
@@ -254,15 +248,13 @@ def _same_table(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See :func:`helios.kernels.rms_norm`."""
-    (out,) = _launch(_tokens(x), split=0, eps=eps, norm=RMS, after=GAINS, first=weight)
+    (out,) = launch(_tokens(x), norm=RMS, first=weight, eps=eps)
     return out.view(x.shape)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See :func:`helios.kernels.layer_norm`."""
-    (out,) = _launch(
-        _tokens(x), split=0, eps=eps, norm=LAYER, after=GAINS, first=weight, second=bias
-    )
+    (out,) = launch(_tokens(x), norm=LAYER, first=weight, second=bias, eps=eps)
     return out.view(x.shape)
 
 
@@ -288,19 +280,19 @@ def _modulated(
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float) -> Tensor:
     """See :func:`helios.kernels.modulated_norm`."""
-    return _modulated(x, shift, scale, split, eps)[0]
+    return launch(x, split=split, norm=LAYER, first=scale, second=shift, eps=eps)[0]
 
 
 def modulated_norm_e4m3(
     x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float
 ) -> tuple[Tensor, ...]:
     """The same as values and scales."""
-    return _modulated(x, shift, scale, split, eps, fp8=True)
+    return launch(x, split=split, norm=LAYER, first=scale, second=shift, eps=eps, fp8=True)
 
 
 def gated_add(x: Tensor, update: Tensor, gate: Tensor, split: int) -> Tensor:
     """See :func:`helios.kernels.gated_add`."""
-    (out,) = _launch(x, split=split, eps=0.0, norm=NONE, add=GATED, update=update, gate=gate)
+    (out,) = launch(x, split=split, update=_dense_rows(update), gate=gate)
     return out
 
 

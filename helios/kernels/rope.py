@@ -51,7 +51,10 @@ def norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -
 
 
 def plain_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """The formula of :func:`norm_rope`."""
+    """The formula of :func:`norm_rope`, with the published rounding between norm and rotation.
+
+    The Triton form rounds once.
+    """
     heads = plain_rms_norm(x, weight, eps).unflatten(-1, (-1, 2 * cos.shape[-1]))
     return apply_rope(heads, cos, sin)
 
@@ -77,7 +80,7 @@ def norm_rope_e4m3(
         from helios.kernels import rope_triton
 
         return rope_triton.norm_rope_e4m3(x, weight, cos, sin, eps, factor)
-    normal = plain_rms_norm(x, weight, eps).float().unflatten(-1, (-1, 2 * cos.shape[-1]))
+    normal = plain_rms_norm(x.float(), weight, eps).unflatten(-1, (-1, 2 * cos.shape[-1]))
     heads = apply_rope(normal, cos, sin) * factor[:, None]
     return heads.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 

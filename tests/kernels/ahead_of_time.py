@@ -86,18 +86,13 @@ EPS = 1e-6
 
 def norm_calls():
     gate, shift, scale = vectors(3)
-    gains = meta(WIDTH), meta(WIDTH, dtype=torch.float32)
-    yield "rms", False, lambda: norm_triton.rms_norm(meta(*NOISY), gains[0], EPS)
-    yield "layer", False, lambda: norm_triton.layer_norm(meta(*X), gains[1], gains[1], EPS)
-    yield "gate", False, lambda: norm_triton.gated_add(meta(*X), meta(*X), gate, SPLIT)
+    gains = meta(WIDTH, dtype=torch.float32)
     for fp8 in (False, True):
-        modulate = norm_triton.modulated_norm_e4m3 if fp8 else norm_triton.modulated_norm
-        yield f"modulated {fp8}", fp8, lambda f=modulate: f(meta(*X), shift, scale, SPLIT, EPS)
         yield (
             f"gate and norm {fp8}",
             fp8,
             lambda e=fp8: norm_triton.gated_add_layer_norm(
-                meta(*X), meta(*X), gate, SPLIT, gains[1], gains[1], SPLIT, EPS, fp8=e
+                meta(*X), meta(*X), gate, SPLIT, gains, gains, SPLIT, EPS, fp8=e
             ),
         )
         yield (
@@ -120,10 +115,15 @@ def stream_calls():
     gate, last_gate, shift, scale = vectors(4)
     affine = meta(WIDTH, dtype=torch.float32), meta(WIDTH, dtype=torch.float32)
     x, noisy = meta(*X), meta(*NOISY)
+    yield "rms", False, lambda: norm_triton.rms_norm(noisy, meta(WIDTH), EPS)
+    yield "layer", False, lambda: norm_triton.layer_norm(x, *affine, EPS)
+    yield "gate", False, lambda: norm_triton.gated_add(x, x, gate, SPLIT)
     first = (x[:, SPLIT:], x[:, SPLIT:], gate, 0, None, 0)
     whole = (x, x, gate, SPLIT, noisy, SPLIT)
     yield "stream", False, lambda: stream_triton.total(*whole, (x, last_gate))
     for fp8 in (False, True):
+        modulate = norm_triton.modulated_norm_e4m3 if fp8 else norm_triton.modulated_norm
+        yield f"modulated {fp8}", fp8, lambda f=modulate: f(x, shift, scale, SPLIT, EPS)
         yield (
             f"stream, text {fp8}",
             fp8,
