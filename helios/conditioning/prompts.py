@@ -156,6 +156,11 @@ class PromptTrack:
             (*self.changes[:kept], (chunk, check_prompt(text))), (*self.transitions[:kept], length)
         )
 
+    def until(self, chunk: int) -> PromptTrack:
+        """The track without what was to come from ``chunk`` on; the first prompt always stays."""
+        kept = max(1, sum(start < chunk for start, _ in self.changes))
+        return PromptTrack(self.changes[:kept], self.transitions[:kept])
+
     def since(self, chunk: int) -> PromptTrack:
         """The same from ``chunk`` on, without the changes that no longer show there.
 

@@ -156,11 +156,12 @@ class Session:
         with self._lock:
             return range(self._states[0].index, self._states[-1].index + 1)
 
-    def prompt(self, text: str, transition_chunks: int = 3) -> int:
+    def prompt(self, text: str, transition_chunks: int = 3, *, chunk: int | None = None) -> int:
         """Show ``text`` from the next chunk on, instead of whatever prompt was to come.
 
         Args:
             text: the new prompt.
+            chunk: land there instead, if that is later; what shows now holds until then.
             transition_chunks: chunks from the old prompt to the new one. The first of them still
                 shows the old one, the last one the new; 0 or 1 is a cut.
 
@@ -170,17 +171,20 @@ class Session:
 
         Raises:
             InputError: for an unusable prompt.
-            ValueError: if the stream has no text to change, or the transition is not a whole
-                number from 0 to 1000.
+            ValueError: if the stream has no text to change, the transition is not a whole number
+                from 0 to 1000, or ``chunk`` not one from 0.
         """
+        if chunk is not None and (type(chunk) is not int or chunk < 0):
+            raise ValueError(f"chunk must be a whole number from 0, got {chunk!r}")
         if self._states[-1].track is None:
             raise ValueError("this stream shows prompt_embeds; a live prompt needs a text prompt")
         self._pipeline.check_words(text)
         with self._lock:
             state = self._states[-1]
-            lands = state.index + self._making
+            soonest = state.index + self._making
+            lands = soonest if chunk is None else max(soonest, chunk)
             if state.track is not None:
-                track = state.track.changed(lands, text, transition_chunks)
+                track = state.track.until(soonest).changed(lands, text, transition_chunks)
                 # What came before the oldest border that is kept can never be shown again.
                 self._states[-1] = replace(state, track=track.since(self._states[0].index))
         return lands

@@ -149,9 +149,13 @@ class Commands:
         session.save(path)
         return {"chunk": session.index}
 
-    def _do_prompt(self, stream: str, prompt: str, transition: int) -> dict[str, Any]:
-        lands, superseded = self._streams[stream].prompt(prompt, transition)
-        return {"chunk": lands, "superseded": superseded}
+    def _do_prompt(
+        self, stream: str, prompt: str, transition: int, chunk: int | None = None
+    ) -> dict[str, Any]:
+        own = self._streams[stream]
+        lands, superseded = own.prompt(prompt, transition, chunk)
+        soonest = own.session.index + (own is self._current)
+        return {"chunk": lands, "soonest": soonest, "superseded": superseded}
 
     def _do_lora(self, stream: str, loras: dict[str, float]) -> dict[str, Any]:
         own = self._streams[stream]

@@ -228,7 +228,7 @@ class LiveConnection:
         )
 
     async def _prompt(self, message: protocol.SessionPrompt) -> None:
-        answer = await self._running.prompt(message.prompt, message.transition_chunks)
+        answer = await self._running.prompt(message)
         if answer["superseded"] is not None:
             await self._socket.say("prompt.superseded", prompt=answer["superseded"])
         await self._socket.say(

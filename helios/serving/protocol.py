@@ -267,11 +267,12 @@ class SessionResume(_Message):
 
 
 class SessionPrompt(_Message):
-    """Another prompt, from the next chunk on."""
+    """Another prompt, from the next chunk on or from a later one."""
 
     type: Literal["session.prompt", "session.interaction"]
     prompt: PromptText
     transition_chunks: Transition = 3
+    chunk: Chunk | None = None
 
 
 class SessionLora(_Message):

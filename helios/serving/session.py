@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from helios.serving.errors import ApiError
 from helios.serving.journal import Record
 from helios.serving.line import Place
+from helios.serving.protocol import SessionPrompt
 from helios.serving.recording import Recording
 from helios.serving.supervisor import StreamHandle
 from helios.serving.transport import Message
@@ -128,10 +129,17 @@ class Session:
                 if old not in self.record_.document.get("pinned", ()):
                     (self.folder / state_name(old)).unlink(missing_ok=True)
 
-    async def prompt(self, text: str, transition: int) -> Message:
-        """Another prompt from the next chunk on."""
-        answer = await self.stream.call("prompt", prompt=text, transition=transition)
-        self._service.sessions.note_prompt(self.record_, answer["chunk"], text)
+    async def prompt(self, asked: SessionPrompt) -> Message:
+        """Another prompt, from the next chunk on or a later one."""
+        answer = await self.stream.call(
+            "prompt",
+            prompt=asked.prompt,
+            transition=asked.transition_chunks,
+            chunk=asked.chunk,
+        )
+        self._service.sessions.note_prompt(
+            self.record_, answer["soonest"], answer["chunk"], asked.prompt
+        )
         return answer
 
     async def set_loras(self, loras: dict[str, float]) -> int:

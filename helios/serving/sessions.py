@@ -285,9 +285,10 @@ class Sessions:
         with suppress(OSError):
             await session.note()
 
-    def note_prompt(self, record: Record, chunk: int, text: str) -> None:
-        """Remember a live prompt for lists and exports."""
-        prompts = [part for part in record.document["prompts"] if part[0] < chunk]
+    def note_prompt(self, record: Record, soonest: int, chunk: int, text: str) -> None:
+        """Remember a live prompt for lists and exports; nothing else comes from ``soonest`` on."""
+        prompts = [part for part in record.document["prompts"] if part[0] < max(1, soonest)]
+        prompts = prompts if chunk else []
         record.document["prompts"] = [*prompts, [chunk, text]]
 
 

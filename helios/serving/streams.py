@@ -71,12 +71,17 @@ class Stream:
         """Whether the video has its whole length."""
         return self.num_frames is not None and self.made == self.num_frames
 
-    def prompt(self, text: str, transition: int) -> tuple[int, str | None]:
-        """Take a live prompt; the chunk it lands in and the prompt it replaced before its turn."""
-        lands = self.session.prompt(text, transition)
+    def prompt(
+        self, text: str, transition: int, chunk: int | None = None
+    ) -> tuple[int, str | None]:
+        """Take a live prompt; the chunk it lands in and the prompt it replaced before its turn.
+
+        The same prompt again is only moved.
+        """
+        lands = self.session.prompt(text, transition, chunk=chunk)
         before = self.landing
         self.landing = (text, lands, transition)
-        return lands, None if before is None else before[0]
+        return lands, None if before is None or before[0] == text else before[0]
 
     def landed(self, chunk: Chunk) -> dict[str, Any] | None:
         """What to say if ``chunk`` is the first with the live prompt."""

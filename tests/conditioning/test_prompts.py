@@ -76,6 +76,13 @@ def test_a_live_change_replaces_what_was_to_come() -> None:
     assert track.changed(0, "z", 5) == PromptTrack.parse("z")
 
 
+def test_what_was_to_come_can_be_taken_back() -> None:
+    track = PromptTrack.parse([(0, "a"), (4, "b"), (9, "c")], 3)
+    assert track.until(9) == PromptTrack(((0, "a"), (4, "b")), (0, 3))
+    assert track.until(4) == track.until(0) == PromptTrack.parse("a")
+    assert track.until(10) == track
+
+
 def test_a_change_during_a_transition_starts_from_what_is_shown() -> None:
     track = PromptTrack.parse("a").changed(1, "b", 5).changed(3, "c", 3)
     seen = [shares(track.blend(chunk)) for chunk in range(6)]

@@ -114,6 +114,23 @@ def test_the_last_prompt_stays_and_calls_before_a_chunk_replace_each_other(
     assert session.track.changes == ((0, B), (1, C))
 
 
+def test_a_live_prompt_lands_later_if_asked_and_can_be_moved(pipeline: Pipeline) -> None:
+    session = pipeline.session(asked())
+    chunks = take(session, 1)
+    assert session.prompt(B, 2, chunk=4) == 4
+    assert session.prompt(B, 2, chunk=2) == 2
+    assert session.prompt(B, 2, chunk=3) == 3
+    assert session.prompt(C, chunk=0) == 1
+    assert session.prompt(B, 2, chunk=3) == 3
+    chunks += list(session)
+    assert [chunk.prompt for chunk in chunks] == [A, A, A, B, B]
+    scripted = asked(prompt=[(0, A), (3, B)], transition_chunks=2)
+    assert same(chunks, pipeline.stream(scripted))
+    for wrong in (-1, True, 1.0):
+        with pytest.raises(ValueError, match="chunk must be"):
+            session.prompt(C, chunk=wrong)  # type: ignore[arg-type]
+
+
 def test_a_prompt_during_a_chunk_lands_in_the_next_one(pipeline: Pipeline) -> None:
     live = copy.copy(pipeline)
     live.transformer = copy.deepcopy(pipeline.transformer)

@@ -286,6 +286,28 @@ def test_a_writer_and_the_wire_code_alike(reference: Pipeline, tmp_path: Path) -
     )
 
 
+def test_a_prompt_lands_where_it_is_asked_to_and_can_be_moved(
+    server: Server, reference: Pipeline, tmp_path: Path
+) -> None:
+    with server.live() as live:
+        session = live.start(num_frames=198, ahead=1)["session"]
+        live.until("video.chunk")
+        for chunk in (3, 5, 4):
+            live.send("session.prompt", prompt=OTHER, transition_chunks=0, chunk=chunk)
+            assert live.until("prompt.queued")["chunk"] == chunk
+        live.send("session.played", chunk=9)
+        live.until("session.done")
+        assert [message["chunk"] for message in live.of("prompt.applied")] == [4]
+        assert not live.of("prompt.superseded")  # it is the same one, moved
+    film = shown(live.film(), tmp_path / "live.mp4")
+    prompts = [(0, PROMPT), (4, OTHER)]
+    wanted = offline(reference, tmp_path / "off.mp4", prompt=prompts, num_frames=198)
+    assert np.array_equal(film, wanted)
+    with server.client() as client:
+        told = client.get(f"/v1/sessions/{session}").json()["prompts"]
+        assert told == [list(part) for part in prompts]
+
+
 def test_errors_change_nothing(server: Server) -> None:
     with server.live() as live:
         live.start(ahead=1)
