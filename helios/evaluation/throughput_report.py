@@ -136,7 +136,8 @@ def _timelines(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"Floor: operations at the {ceiling['product'] / 1e12:.4g} TFLOP/s{narrow} that one "
-            "large product reached here in this run."
+            f"large product reached here in this run, bytes at the {ceiling['copy'] / 1e12:.3g} "
+            "TB/s of a copy."
         )
         yield ""
         yield from timeline(figures, plan, floor)

@@ -1,9 +1,9 @@
 """Where a chunk's time goes, beside the least it could take on this device.
 
 The rate of one large matrix product, measured in the same run, is what the device can sustain. A
-part's floor is its operations at that rate. Between floor and measurement stand three things that
-are told apart by timing the library calls of a forward pass alone, at its own shapes: products
-slower than the large one, attention slower than a product, and what passes between them.
+part's floor is its operations at that rate, and for what passes between products and attention its
+bytes at the rate of a large copy. The three are told apart by timing the library calls of a forward
+pass alone, at its own shapes; what they leave of the pass is what lies between.
 Source: specification "performance", sections 2 and 5.
 """
 
@@ -37,15 +37,17 @@ _STAGES = ("1/4", "1/2", "full")
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Operations a second of one large product, measured.
+    """What the device sustains, measured.
 
     Attributes:
-        product: in the dtype of the model.
+        product: operations a second of one large product in the dtype of the model.
         e4m3: of e4m3 numbers; none where the device has no such products.
+        copy: bytes a second of a large copy, read and written.
     """
 
     product: float
     e4m3: float | None
+    copy: float
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,17 @@ class Library:
     Attributes:
         products, attention: seconds.
         product_flops, attention_flops: operations.
-        e4m3_flops: those of both that are done on e4m3 numbers.
+        product_e4m3_flops, attention_e4m3_flops: those of them that are done on e4m3 numbers.
+        moved: bytes that must pass between the calls of the whole forward pass.
     """
 
     products: float
     attention: float
     product_flops: float
     attention_flops: float
-    e4m3_flops: float
+    product_e4m3_flops: float
+    attention_e4m3_flops: float
+    moved: float
 
     def to_json(self) -> dict[str, float]:
         """Ready for JSON."""
@@ -86,6 +91,9 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, repeat: int = 5) -
     generator = torch.Generator(device).manual_seed(0)
     x, y = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in "ab")
 
+    target = torch.empty_like(x)
+    moved = 2 * x.nbytes / timed(partial(target.copy_, x), device, repeat).median
+
     def rate(call: Callable[[], object]) -> float:
         return 2.0 * size**3 / timed(call, device, repeat).median
 
@@ -93,7 +101,7 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, repeat: int = 5) -
     if machine_of(device).runs_fp8 and dtype == torch.bfloat16 and device.type == "cuda":
         narrow = quantise_rows(x), quantise_rows(y)
         e4m3 = rate(partial(linear, *narrow))
-    return Ceiling(rate(partial(linear, x, y)), e4m3)
+    return Ceiling(rate(partial(linear, x, y)), e4m3, moved)
 
 
 @torch.no_grad()
@@ -108,16 +116,49 @@ def measure_library(model: HeliosTransformer, lengths: Lengths, repeat: int) -> 
     # The last block's history is looked at but goes no further, on CUDA.
     short = model.device.type == "cuda"
     blocks = [(model.config.num_layers - 1, False), (1, short)]
-    totals = dict.fromkeys(("products", "attention", "product_flops", "attention_flops"), 0.0)
-    e4m3 = 0.0
+    seconds: dict[bool, float] = {True: 0.0, False: 0.0}
+    flops, narrow = dict(seconds), dict(seconds)
+    moved = 0.0
     for count, last in blocks:
+        moved += count * _moved(model, lengths, last)
         for call in _calls(model, lengths, last):
-            seconds = timed(call.run, model.device, repeat).median
-            kind = ("products", "product_flops") if call.product else ("attention", None)
-            totals[kind[0]] += count * seconds
-            totals[kind[1] or "attention_flops"] += count * call.flops
-            e4m3 += count * call.flops if call.e4m3 else 0.0
-    return Library(**totals, e4m3_flops=e4m3)
+            seconds[call.product] += count * timed(call.run, model.device, repeat).median
+            flops[call.product] += count * call.flops
+            narrow[call.product] += count * call.flops if call.e4m3 else 0.0
+    pairs = ((one[True], one[False]) for one in (seconds, flops, narrow))
+    return Library(*(value for pair in pairs for value in pair), moved)
+
+
+def _moved(model: HeliosTransformer, lengths: Lengths, last: bool) -> float:
+    """Bytes that one block must read and write between its library calls, vectors not counted."""
+    block = model.blocks[0]
+    everyone = lengths.noisy + lengths.history
+    lookers = lengths.noisy if last else everyone
+    readers = lengths.noisy if model.config.guidance_cross_attn else lookers
+    wide = model.dtype.itemsize
+
+    def into(layer: str) -> int:
+        """Bytes of a number that ``layer`` reads."""
+        return 1 if isinstance(block.get_submodule(layer).weight, Scaled) else wide
+
+    start = getattr(block.get_submodule("self_attention"), "e4m3_from", None)
+    narrow = start is not None and everyone >= start
+    turned = 1 if narrow else wide
+    moved = everyone * (wide + into("self_attention.query"))
+    moved += (everyone + lookers) * (wide + turned)
+    if narrow:
+        # The scale of a head needs all its values before the first is written.
+        moved += everyone * (2 * wide + 1)
+    for layer, rows in (("self_attention.out", lookers), ("cross_attention.out", readers)):
+        if into(layer) == 1:
+            moved += rows * (wide + 1)
+    moved += readers * (2 * wide + into("cross_attention.query")) + readers * 2 * wide
+    moved += lookers * (2 * wide + into("feed_forward.expand")) + readers * wide
+    moved += 4 * lookers * wide + readers * wide
+    between = 0
+    if into("feed_forward.contract") == 1 or model.device.type != "cuda":
+        between = lookers * (wide + into("feed_forward.contract")) * model.config.ffn_dim
+    return float(moved * model.config.width + between)
 
 
 def _calls(model: HeliosTransformer, lengths: Lengths, last: bool) -> Iterator[_Call]:
@@ -191,15 +232,25 @@ def timeline(
     """
     ceiling = Ceiling(**floor["ceiling"])
     chunk = arm["plans"][",".join(map(str, plan))]["median_ms"]
+    passes = [
+        _Pass(count, Library(**values), part["median_ms"])
+        for count, part, values in zip(plan, arm["forward"], arm["library"])
+    ]
     yield "| part | floor ms | measured ms | above ms | what is above |"
     yield "|---|---|---|---|---|"
     floors = spent = 0.0
-    for stage, count, part, values in zip(_STAGES, plan, arm["forward"], arm["library"]):
-        library, measured = Library(**values), part["median_ms"]
-        least, why = _forward(library, measured, ceiling)
-        floors, spent = floors + count * least, spent + count * measured
-        name = f"forward {stage}" + (f", {count} times" if count > 1 else "")
-        yield _row(name, count * least, count * measured, why)
+    for name, part in (("products", _products), ("attention", _looked), ("between", _between)):
+        rows = [part(one, ceiling) for one in passes]
+        least = sum(one.count * row.floor for one, row in zip(passes, rows))
+        measured = sum(one.count * row.measured for one, row in zip(passes, rows))
+        floors, spent = floors + least, spent + measured
+        each = ", ".join(f"{row.rate:.3g}" for row in rows)
+        yield _row(name, least, measured, f"{each} {rows[0].why}")
+    for stage, one in zip(_STAGES, passes):
+        least = sum(part(one, ceiling).floor for part in (_products, _looked, _between))
+        name = f"of these: forward {stage}" + (f", {one.count} times" if one.count > 1 else "")
+        share = f"{least / one.measured:.0%} of the time is the floor"
+        yield _row(name, one.count * least, one.count * one.measured, share)
     flops, measured = floor["flops"][-1], arm["decode"]["median_ms"]
     least = 1e3 * flops / ceiling.product
     why = f"{flops / measured / 1e9:.3g} TFLOP/s with all that passes between convolutions"
@@ -213,19 +264,56 @@ def timeline(
     yield _row("chunk", floors, chunk, f"{floors / chunk:.0%} of the time is the floor")
 
 
-def _forward(library: Library, measured: float, ceiling: Ceiling) -> tuple[float, str]:
-    """Milliseconds at the least, and what the rest of ``measured`` milliseconds is made of."""
-    total = library.product_flops + library.attention_flops
-    # Attention in e4m3 is counted last: what is left of the e4m3 operations after the products.
-    narrow = min(library.e4m3_flops, total)
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass: how often a chunk makes it, its library calls, and milliseconds of it all."""
+
+    count: int
+    library: Library
+    measured: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a pass: milliseconds at the least and measured, its rate and the rate's unit."""
+
+    floor: float
+    measured: float
+    rate: float
+    why: str
+
+
+def _least(flops: float, narrow: float, ceiling: Ceiling) -> float:
+    """Milliseconds of so many operations, ``narrow`` of them on e4m3 numbers."""
     fast = ceiling.e4m3 or ceiling.product
-    least = 1e3 * ((total - narrow) / ceiling.product + narrow / fast)
-    products, looked = 1e3 * library.products, 1e3 * library.attention
-    rates = (
-        f"products {products:.1f} at {library.product_flops / products / 1e9:.3g} TFLOP/s, "
-        f"attention {looked:.1f} at {library.attention_flops / looked / 1e9:.3g}"
+    return 1e3 * ((flops - narrow) / ceiling.product + narrow / fast)
+
+
+def _products(one: _Pass, ceiling: Ceiling) -> _Part:
+    library, milliseconds = one.library, 1e3 * one.library.products
+    least = _least(library.product_flops, library.product_e4m3_flops, ceiling)
+    rate = library.product_flops / milliseconds / 1e9
+    return _Part(
+        least, milliseconds, rate, "TFLOP/s by scale: last tiles half full, a falling clock"
     )
-    return least, f"{rates}, between them {measured - products - looked:.1f}"
+
+
+def _looked(one: _Pass, ceiling: Ceiling) -> _Part:
+    library, milliseconds = one.library, 1e3 * one.library.attention
+    least = _least(library.attention_flops, library.attention_e4m3_flops, ceiling)
+    rate = library.attention_flops / milliseconds / 1e9
+    return _Part(least, milliseconds, rate, "TFLOP/s by scale: exponentials between its products")
+
+
+def _between(one: _Pass, ceiling: Ceiling) -> _Part:
+    library = one.library
+    least = 1e3 * library.moved / ceiling.copy
+    milliseconds = one.measured - 1e3 * (library.products + library.attention)
+    # Timed by themselves, library calls may take longer than within the pass.
+    rate = library.moved / milliseconds / 1e9 if milliseconds > 0 else float("inf")
+    return _Part(
+        least, milliseconds, rate, "TB/s by scale: norms, sums, rotation, GELU; launches of a graph"
+    )
 
 
 def _row(name: str, least: float, measured: float, why: str) -> str:

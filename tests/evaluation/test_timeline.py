@@ -24,8 +24,12 @@ def test_operations_are_counted_block_by_block(subject) -> None:
     looked = 4 * width * (everyone**2 + lengths.noisy * lengths.text)
     assert library.product_flops == config.num_layers * products
     assert library.attention_flops == config.num_layers * looked
-    assert library.e4m3_flops == 0
+    assert library.product_e4m3_flops == library.attention_e4m3_flops == 0
     assert min(library.products, library.attention) > 0
+    # Thirteen passes over all tokens, seven over those that read, two over the hidden layer.
+    size = made.transformer.dtype.itemsize
+    moved = (13 * everyone + 7 * lengths.noisy) * width + 2 * everyone * config.ffn_dim
+    assert library.moved == config.num_layers * moved * size
 
 
 def test_what_is_quantised_counts_as_such(subject) -> None:
@@ -41,49 +45,59 @@ def test_what_is_quantised_counts_as_such(subject) -> None:
         blocks, width = narrow.config.num_layers, narrow.config.width
         # What text attention writes stays as it is.
         expected = found.product_flops - blocks * 2 * width**2 * 12
-        if share == "both":
-            text = 4 * width * 12 * 4 * blocks
-            expected += found.attention_flops - text
-        assert found.e4m3_flops == expected
+        assert found.product_e4m3_flops == expected
+        text = 4 * width * 12 * 4 * blocks
+        looked = found.attention_flops - text if share == "both" else 0
+        assert found.attention_e4m3_flops == looked
 
 
 def test_ceiling_is_a_rate() -> None:
     ceiling = measure_ceiling(torch.device("cpu"), torch.float32, 1)
     assert ceiling.product > 1e8
     assert ceiling.e4m3 is None
+    assert ceiling.copy > 1e8
+
+
+CEILING = {"product": 500e12, "e4m3": 1000e12, "copy": 4e12}
 
 
 def test_gaps_add_up() -> None:
-    # 1 TFLOP of products in 4 ms, 0.5 of attention in 2 ms; a large product makes 500 TFLOP/s.
-    library = Library(4e-3, 2e-3, 1e12, 0.5e12, 0.0)
+    # 1 TFLOP of products in 4 ms, 0.5 of attention in 2 ms, 4 GB between; 8 ms together.
+    library = Library(4e-3, 2e-3, 1e12, 0.5e12, 0.0, 0.0, 4e9)
     arm = {
         "plans": {"1,1,2": {"median_ms": 50.0}},
         "forward": [{"median_ms": 8.0}] * 3,
         "library": [library.to_json()] * 3,
         "decode": {"median_ms": 15.0},
     }
-    floor = {"flops": [0, 0, 0, 5e12], "ceiling": {"product": 500e12, "e4m3": 1000e12}}
+    floor = {"flops": [0, 0, 0, 5e12], "ceiling": CEILING}
     lines = list(timeline(arm, (1, 1, 2), floor))[2:]
-    assert lines[0] == (
-        "| forward 1/4 | 3.0 | 8.0 | +5.0 | products 4.0 at 250 TFLOP/s, attention 2.0 at 250, "
-        "between them 2.0 |"
-    )
-    assert lines[2].startswith("| forward full, 2 times | 6.0 | 16.0 | +10.0 |")
-    assert lines[3].startswith("| decode | 10.0 | 15.0 | +5.0 | 333 TFLOP/s")
-    assert lines[4].startswith("| all else | 0.0 | 3.0 | +3.0 |")
-    assert lines[5] == "| chunk | 22.0 | 50.0 | +28.0 | 44% of the time is the floor |"
+    assert lines[0].startswith("| products | 8.0 | 16.0 | +8.0 | 250, 250, 250 TFLOP/s")
+    assert lines[1].startswith("| attention | 4.0 | 8.0 | +4.0 | 250, 250, 250 TFLOP/s")
+    assert lines[2].startswith("| between | 4.0 | 8.0 | +4.0 | 2, 2, 2 TB/s")
+    assert lines[3].startswith("| of these: forward 1/4 | 4.0 | 8.0 | +4.0 | 50% ")
+    assert lines[5].startswith("| of these: forward full, 2 times | 8.0 | 16.0 | +8.0 |")
+    assert lines[6].startswith("| decode | 10.0 | 15.0 | +5.0 | 333 TFLOP/s")
+    assert lines[7].startswith("| all else | 0.0 | 3.0 | +3.0 |")
+    assert lines[8] == "| chunk | 26.0 | 50.0 | +24.0 | 52% of the time is the floor |"
 
 
-@pytest.mark.parametrize(("narrow", "least"), [(0.0, 3.0), (1e12, 2.0), (1.5e12, 1.5)])
-def test_e4m3_lowers_the_floor(narrow: float, least: float) -> None:
-    library = Library(4e-3, 2e-3, 1e12, 0.5e12, narrow)
+@pytest.mark.parametrize(
+    ("narrow", "products", "attention"),
+    [((0.0, 0.0), 6.0, 3.0), ((1e12, 0.0), 3.0, 3.0), ((1e12, 0.5e12), 3.0, 1.5)],
+)
+def test_e4m3_lowers_the_floor(
+    narrow: tuple[float, float], products: float, attention: float
+) -> None:
+    library = Library(4e-3, 2e-3, 1e12, 0.5e12, *narrow, 0.0)
     arm = {
         "plans": {"1,1,1": {"median_ms": 10.0}},
         "forward": [{"median_ms": 8.0}] * 3,
         "library": [library.to_json()] * 3,
         "decode": {"median_ms": 1.0},
     }
-    floor = {"flops": [1e12], "ceiling": {"product": 500e12, "e4m3": 1000e12}}
+    floor = {"flops": [1e12], "ceiling": CEILING}
     lines = list(timeline(arm, (1, 1, 1), floor))
-    assert lines[2].startswith(f"| forward 1/4 | {least:.1f} |")
-    assert "hides as much" in lines[6]
+    assert lines[2].startswith(f"| products | {products:.1f} |")
+    assert lines[3].startswith(f"| attention | {attention:.1f} |")
+    assert "hides as much" in lines[9]
