@@ -125,8 +125,15 @@ def measure_library(model: HeliosTransformer, lengths: Lengths, repeat: int) -> 
             seconds[call.product] += count * timed(call.run, model.device, repeat).median
             flops[call.product] += count * call.flops
             narrow[call.product] += count * call.flops if call.e4m3 else 0.0
-    pairs = ((one[True], one[False]) for one in (seconds, flops, narrow))
-    return Library(*(value for pair in pairs for value in pair), moved)
+    return Library(
+        products=seconds[True],
+        attention=seconds[False],
+        product_flops=flops[True],
+        attention_flops=flops[False],
+        product_e4m3_flops=narrow[True],
+        attention_e4m3_flops=narrow[False],
+        moved=moved,
+    )
 
 
 def _moved(model: HeliosTransformer, lengths: Lengths, last: bool) -> float:
