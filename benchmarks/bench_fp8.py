@@ -34,7 +34,8 @@ from helios.evaluation.clips import RENDER_BATCH, decode, film
 from helios.evaluation.generation import generate_batch
 from helios.evaluation.intervals import Estimate, paired_estimate
 from helios.evaluation.metrics.features import Moments, frechet_distance
-from helios.evaluation.metrics.scene_judge import SceneJudge, load_judge
+from helios.evaluation.metrics.judge_file import load_judge
+from helios.evaluation.metrics.scene_judge import SceneJudge
 from helios.evaluation.reading import stated_verdicts
 from helios.evaluation.suites import parse_steps
 from helios.kernels import machine_of
@@ -53,6 +54,23 @@ LOSS = 0.01
 """Share of right answers that may be lost."""
 DISTANCE = 0.05
 """How much farther from the renders the features may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """Which videos every arm makes: one chunk of each caption.
+
+    Attributes:
+        captions: with the scenes they tell of.
+        seed: of the first video.
+        size: how many at a time.
+        steps: none: the model's own.
+    """
+
+    captions: Captions
+    seed: int
+    size: int
+    steps: int | tuple[int, ...] | None = None
 
 
 @dataclass
@@ -80,15 +98,9 @@ def arm(pipe: Pipeline, config: Fp8Config | None) -> Iterator[None]:
         yield
 
 
-def judged(
-    pipe: Pipeline,
-    judge: SceneJudge,
-    captions: Captions,
-    seed: int,
-    size: int,
-    steps: int | tuple[int, ...] | None = None,
-) -> Judged:
-    """One chunk of every caption, ``size`` videos at a time."""
+def judged(pipe: Pipeline, judge: SceneJudge, videos: Videos) -> Judged:
+    """``videos`` made by ``pipe`` as it is, and read by the judge."""
+    captions, size = videos.captions, videos.size
     verdicts: list[dict[str, bool]] = []
     features, seconds = [], 0.0
     for first in range(0, len(captions.texts), size):
@@ -98,9 +110,9 @@ def judged(
             pipe,
             captions.texts[chosen],
             num_chunks=1,
-            seed=seed + first,
+            seed=videos.seed + first,
             batch_size=size,
-            steps=steps,
+            steps=videos.steps,
         )
         frames = decode(pipe.codec, latents)
         features.append(judge.features(frames).cpu())
@@ -146,19 +158,13 @@ def in_hardware(pipe: Pipeline) -> bool:
     return fits and machine_of(pipe.device).runs_fp8
 
 
-def compare(
-    pipe: Pipeline,
-    judge: SceneJudge,
-    captions: Captions,
-    seed: int,
-    size: int,
-    steps: int | tuple[int, ...] | None = None,
-) -> dict[str, Any]:
+def compare(pipe: Pipeline, judge: SceneJudge, videos: Videos) -> dict[str, Any]:
     """All figures, ready for JSON."""
+    captions = videos.captions
     found: dict[str, Judged] = {}
     for name, config in ARMS.items():
         with arm(pipe, config):
-            found[name] = judged(pipe, judge, captions, seed, size, steps)
+            found[name] = judged(pipe, judge, videos)
         line = f"{name}: {len(captions.texts)} videos, {found[name].seconds:.0f} s"
         print(line, file=sys.stderr, flush=True)
     truth = Moments.of(rendered(pipe, judge, captions))
@@ -231,7 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipe = helios.load(options.model, device=options.device, dtype="bfloat16")
     captions = Captions.draw(options.captions, options.seed)
     judge = load_judge(device=pipe.device)
-    result = compare(pipe, judge, captions, options.seed, options.batch_size, options.steps)
+    videos = Videos(
+        captions=captions, seed=options.seed, size=options.batch_size, steps=options.steps
+    )
+    result = compare(pipe, judge, videos)
     print(f"{pipe.name}, {result['videos']} videos; e4m3 {result['e4m3']}\n")
     print(table(result), "", *verdict(result), sep="\n")
     if options.out is not None:

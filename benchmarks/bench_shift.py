@@ -23,7 +23,7 @@ from helios.diffusion import Pyramid
 from helios.evaluation.accuracy import Table, table_json, tables_markdown
 from helios.evaluation.caption_suite import AccuracyConfig, Captions, measure
 from helios.evaluation.generation import generate_batch
-from helios.evaluation.metrics.scene_judge import JUDGE_FOLDER, load_judge
+from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge
 from helios.pipeline import Pipeline
 from helios.storage import write_json
 

@@ -22,7 +22,7 @@ import torch
 
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, measure
 from helios.evaluation.clips import device_name
-from helios.evaluation.metrics.scene_judge import JUDGE_FOLDER, load_judge
+from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge
 from helios.evaluation.suites import parse_steps
 from helios.storage import write_json
 

@@ -21,7 +21,8 @@ from helios.evaluation.catalogue import figure
 from helios.evaluation.clips import to_bytes
 from helios.evaluation.degrade import blur
 from helios.evaluation.heliosbench import Bench, takes_of
-from helios.evaluation.metrics.scene_judge import JUDGE_FOLDER, load_judge, to_input
+from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge
+from helios.evaluation.metrics.scene_judge import to_input
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import Take, TruthSource
 from helios.evaluation.store import Results

@@ -41,12 +41,12 @@ from helios.evaluation.clips import (
     to_bytes,
 )
 from helios.evaluation.degrade import blur, degrade
+from helios.evaluation.metrics.judge_file import save_judge
 from helios.evaluation.metrics.scene_judge import (
     STRIDE,
     JudgeConfig,
     Opinion,
     SceneJudge,
-    save_judge,
     to_input,
 )
 from helios.geometry import CHUNK_FRAMES
@@ -351,7 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     judge, losses = train(config, device, codec)
     trained = time.monotonic() - began
-    save_judge(judge, options.out)
+    # Of a batch, half of which went through the codec; every fourth is enough.
+    clips, _ = next(_clips(config, device, codec))
+    save_judge(judge, options.out, clips[::4])
     tables = validate(
         judge, options.validation, device, codec, height=options.height, width=options.width
     )

@@ -19,4 +19,4 @@ def test_bundled_judge_reads_renders_of_unseen_combinations() -> None:
 
 def test_bundled_judge_speaks_of_today_s_scenes_and_is_small() -> None:
     assert load_judge().config == judge_config()
-    assert sum(file.stat().st_size for file in JUDGE_FOLDER.iterdir()) <= 1.3 * 2**20
+    assert sum(file.stat().st_size for file in JUDGE_FOLDER.iterdir()) <= 0.7 * 2**20

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from helios.data.scenes import Scene, sample_scenes
 from helios.evaluation import caption_suite, scene_accuracy
 from helios.evaluation.caption_suite import AccuracyConfig, continuation, measure
-from helios.evaluation.metrics.scene_judge import SceneJudge, save_judge
+from helios.evaluation.metrics.judge_file import save_judge
+from helios.evaluation.metrics.scene_judge import SceneJudge
 from helios.evaluation.reading import Reading, reading_of
 from helios.evaluation.train_judge import judge_config
 from helios.pipeline import Pipeline
@@ -116,7 +118,8 @@ def test_what_cannot_be_measured_is_refused(little: Pipeline) -> None:
 
 def test_program_writes_json_and_markdown(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_judge(SceneJudge(judge_config()), tmp_path / "judge")
+    judge = SceneJudge(replace(judge_config(), widths=(8, 8, 16), hidden=16)).eval()
+    save_judge(judge, tmp_path / "judge", torch.zeros(1, 2, 32, 48, 3).byte())
     out = tmp_path / "reports" / "truth.json"
     arguments = f"--ground-truth --captions 1 --chunks 1 --judge {tmp_path / 'judge'} --out {out}"
     scene_accuracy.main([*arguments.split(), "--device", "cpu"])

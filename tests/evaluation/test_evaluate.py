@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 from helios.cli.errors import CommandError
 from helios.cli.evaluate import evaluate
 from helios.evaluation import heliosbench
-from helios.evaluation.metrics.scene_judge import SceneJudge, save_judge
+from helios.evaluation.metrics.judge_file import save_judge
+from helios.evaluation.metrics.scene_judge import SceneJudge
 from helios.evaluation.train_judge import judge_config
 from helios.pipeline import Pipeline
 
@@ -24,7 +26,8 @@ CHEAP = ("--device", "cpu", "--dtype", "float32", "--steps", 1, "--guidance-scal
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("judge")
-    save_judge(SceneJudge(judge_config()), folder)
+    judge = SceneJudge(replace(judge_config(), widths=(8, 8, 16), hidden=16)).eval()
+    save_judge(judge, folder, torch.zeros(1, 2, 32, 48, 3).byte())
     return folder
 
 

@@ -9,7 +9,8 @@ import torch
 from helios.data.scenes import Scene, sample_scenes
 from helios.evaluation import train_judge
 from helios.evaluation.degrade import blur, degrade
-from helios.evaluation.metrics.scene_judge import Opinion, SceneJudge, load_judge
+from helios.evaluation.metrics.judge_file import load_judge
+from helios.evaluation.metrics.scene_judge import Opinion, SceneJudge
 from helios.evaluation.train_judge import (
     ABSENT,
     ClipRing,
@@ -123,7 +124,10 @@ def test_loss_falls_on_a_world_that_anyone_can_read(monkeypatch: pytest.MonkeyPa
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-def test_training_program_writes_judge_and_report(tmp_path: Path) -> None:
+def test_training_program_writes_judge_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_judge, "judge_config", lambda: SMALL)
     sizes = "--height 32 --width 48 --batch-size 2 --clips 4 --first-clips 4 --validation 4"
     arguments = f"--out {tmp_path} --steps 2 --device cpu {sizes}"
     train_judge.main(arguments.split())

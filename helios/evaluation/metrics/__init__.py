@@ -1,5 +1,6 @@
 """Metrics: functions of frames. Networks they need are loaded once and passed in."""
 
+from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge, save_judge
 from helios.evaluation.metrics.pixel import (
     brightness,
     moving_pixels,
@@ -8,14 +9,7 @@ from helios.evaluation.metrics.pixel import (
     saturation,
     sharpness,
 )
-from helios.evaluation.metrics.scene_judge import (
-    JUDGE_FOLDER,
-    JudgeConfig,
-    Opinion,
-    SceneJudge,
-    load_judge,
-    save_judge,
-)
+from helios.evaluation.metrics.scene_judge import JudgeConfig, Opinion, SceneJudge
 
 __all__ = [
     "JUDGE_FOLDER",

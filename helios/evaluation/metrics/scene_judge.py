@@ -11,9 +11,7 @@ own features with a spatial attention map per frame; the heads are shared betwee
 
 from __future__ import annotations
 
-import lzma
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,17 +20,13 @@ from torch.nn import functional as F
 
 from helios.errors import CheckpointCorruptError, CheckpointError
 from helios.evaluation.reading import ObjectReading, Reading
-from helios.storage import assign, atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-__all__ = ["JUDGE_FOLDER", "JudgeConfig", "Opinion", "SceneJudge", "load_judge", "save_judge"]
-
-JUDGE_FOLDER = Path(__file__).parents[2] / "assets" / "judge"
-"""The bundled judge."""
+__all__ = ["JudgeConfig", "Opinion", "SceneJudge", "channels_last", "to_input"]
 
 STRIDE = 2
 """Every second frame is looked at: the fastest motion of a scene takes some twenty frames."""
@@ -176,7 +170,7 @@ class SceneJudge(nn.Module):
         self.scene_heads = Heads(
             2 * hidden, {"setting": len(config.settings), "camera": len(config.cameras)}
         )
-        _channels_last(self)
+        channels_last(self)
 
     def forward(self, frames: Tensor) -> Opinion:
         """Logits of a batch of short clips, seen as given.
@@ -454,65 +448,7 @@ def _pool(x: Tensor) -> Tensor:
     return torch.cat((x.mean(dim=-1), x.amax(dim=-1)), dim=-1)
 
 
-WEIGHTS = "weights.safetensors.xz"
-"""Compressed, by a tenth: only this module reads it, and the package carries it."""
-SCALE = ".scale"
-"""What the name of a weight's scales ends with."""
-
-
-def save_judge(judge: SceneJudge, folder: Path) -> None:
-    """Write ``config.json`` and the weights: matrices and kernels as int8 with a scale per row.
-
-    All else is fp16; running statistics stay in fp32.
-    """
-    from safetensors.torch import save
-
-    tensors: dict[str, Tensor] = {}
-    for name, value in judge.state_dict().items():
-        if value.ndim > 1:
-            rows = value.float().flatten(1)
-            scale = rows.abs().amax(dim=1).clamp_min(1e-12) / 127
-            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
-            tensors[name + SCALE] = scale
-        else:
-            narrow = value.is_floating_point() and "running" not in name
-            tensors[name] = value.half() if narrow else value
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(lzma.compress(save(tensors), preset=9 | lzma.PRESET_EXTREME))
-    write_json(folder / "config.json", judge.config.to_json())
-
-
-def load_judge(folder: Path = JUDGE_FOLDER, device: torch.device | str = "cpu") -> SceneJudge:
-    """The judge in ``folder``, in fp32 and ready to read.
-
-    Raises:
-        CheckpointError: if the folder holds none or its weights do not fit.
-    """
-    judge = SceneJudge(JudgeConfig.from_json(read_json(folder / "config.json")))
-    tensors = _read(folder / WEIGHTS)
-    for name in [name for name in tensors if name + SCALE in tensors]:
-        scale = tensors.pop(name + SCALE)
-        tensors[name] = tensors[name].float() * scale.view(-1, *[1] * (tensors[name].ndim - 1))
-    assign(judge, tensors, f"{folder}: the judge")
-    judge = judge.float().to(device).eval()
-    _channels_last(judge)
-    return judge
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return dict(load(lzma.decompress(path.read_bytes())))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: this is no complete judge") from None
-    except (lzma.LZMAError, EOFError, SafetensorError) as error:
-        raise CheckpointCorruptError(f"{path} is damaged: {error}") from None
-
-
-def _channels_last(judge: SceneJudge) -> None:
+def channels_last(judge: SceneJudge) -> None:
     """Lay the 2-D weights out as the features are: the fast order on CPU and GPU."""
     for parameter in judge.parameters():
         if parameter.ndim == 4:
