@@ -49,7 +49,8 @@ def test_losses_are_found_and_the_model_is_left_as_it_was(
     pipe = make_pipeline(defaults=GenerationConfig(height=64, width=64, plan=Flat(steps=1)))
     before = {name: value.clone() for name, value in pipe.transformer.named_parameters()}
     captions = Captions.draw(4, 3)
-    result = program.compare(pipe, Judge(pipe, captions), captions, 3, 4)
+    videos = program.Videos(captions=captions, seed=3, size=4)
+    result = program.compare(pipe, Judge(pipe, captions), videos)
     assert result["e4m3"].startswith("rounded")
     exact, products, both = result["arms"].values()
     assert set(exact["right"].values()) == {1.0}
