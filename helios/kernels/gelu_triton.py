@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,25 @@ from torch import Tensor
 from helios.kernels.scaled import E4M3
 
 __all__ = ["gelu", "gelu_e4m3"]
+
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _share(power):
+    """``1 / (1 + 2^-power)``, by the two instructions that approximate exponentials and quotients.
+
+    Written as such, the compiler would guard both against numbers that do not occur.
+    """
+    if INTERPRETED:
+        return 1.0 / (1.0 + tl.exp2(-power))
+    small = tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [-power], dtype=tl.float32, is_pure=True, pack=1
+    )
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + small], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -37,12 +58,13 @@ def gelu_kernel(
         bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
         wide = (wide + bias).to(x.dtype).to(tl.float32)
     if GELU:
-        inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)
-        wide = wide / (1.0 + tl.exp(-2.0 * inner))
+        # Twice sqrt(2 / pi), times log2(e); and that times 0.044715.
+        wide = wide * _share(wide * (2.302208198 + 0.10294323957 * wide * wide))
     if QUANTISE:
         largest = tl.maximum(tl.max(tl.abs(wide), axis=0), 1e-12)
         tl.store(scale_ptr + row, largest / 448.0)
-        wide = tl.minimum(tl.maximum(wide * (448.0 / largest), -448.0), 448.0)
+        # The largest becomes 448 but for its last bit, so nothing has to be cut off.
+        wide = wide * (448.0 / largest)
     tl.store(out_ptr + row * width + column, wide.to(out_ptr.dtype.element_ty), mask=inside)
 
 
