@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from helios.conditioning import fit, image_start, video_start
-from helios.diffusion import guide, sample
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import History, HistoryWindow
-from helios.model import HeliosTransformer, bind, reset_parameters
+from helios.model import HeliosTransformer, reset_parameters
 from helios.pipeline import Pipeline, Request, Resolved
 
 if TYPE_CHECKING:
@@ -153,17 +152,8 @@ def _chunks(
     for chunk in range(num_chunks):
         # The gradient mode belongs to whoever runs between two chunks, so it is set chunk by chunk.
         with torch.no_grad():
-            plan = resolved.plan_of(chunk)
             window = HistoryWindow.stack([history.window() for history in histories])
-            shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
-            noise = torch.cat(
-                [torch.randn(shape, generator=g, device=pipe.device) for g in generators]
-            )
-            denoiser = bind(pipe.transformer, text, window)
-            if resolved.guidance is not None:
-                against = bind(pipe.transformer, without, window)
-                denoiser = guide(denoiser, against, resolved.guidance)
-            clean = sample(denoiser, plan, noise, resolved.schedule, generators)
+            clean = pipe.sample(chunk, resolved, generators, window, text, without)
             parts = clean.split(1)
             histories = [h.append(part) for h, part in zip(histories, parts, strict=True)]
         yield clean.float()

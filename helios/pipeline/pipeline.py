@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helios.codec import PreviewCodec, load_preview
 from helios.conditioning import TextEncoder, check_prompt, fit, image_start, video_start
-from helios.diffusion import Denoiser, Plan, ScheduleConfig, guide, steps
+from helios.diffusion import Denoiser, ScheduleConfig, guide, steps
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
 from helios.pipeline.adapters import LoraLoading
@@ -442,9 +442,7 @@ class Pipeline(LoraLoading):
         index, track, history, drift = state.index, state.track, state.history, state.drift
         clock = Clock(self.device)
         text = texts.at(index, track)
-        latents = self._sample(
-            resolved.plan_of(index), resolved, generator, history.window(), text, texts.negative
-        )
+        latents = self.sample(index, resolved, [generator], history.window(), text, texts.negative)
         clock.stop()
         delivery = outlet.send(latents, resolved.frames_of(index), first=first)
         kept, measured = latents, {}
@@ -487,18 +485,30 @@ class Pipeline(LoraLoading):
         return history.to(self.device)
 
     @torch.no_grad()
-    def _sample(
+    def sample(
         self,
-        plan: Plan,
+        chunk: int,
         resolved: Resolved,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         window: HistoryWindow,
         text: Tensor,
         negative: Tensor | None,
     ) -> Tensor:
-        """The nine clean latents of the next chunk, ``[1, 16, 9, h, w]``."""
+        """The nine clean latents of one chunk of each of B videos.
+
+        Args:
+            chunk: its number, on which the plan may depend.
+            resolved: the request.
+            generators: one per video.
+            window: their pasts.
+            text: ``[B, L, D]`` prompts.
+            negative: likewise, what guidance moves away from; none: no guidance.
+
+        Returns:
+            ``[B, 16, 9, h, w]``.
+        """
         shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *window.frames.shape[-2:])
-        noise = torch.randn(shape, generator=generator, device=self.device)
+        noise = torch.cat([torch.randn(shape, generator=g, device=self.device) for g in generators])
         rounding = self.dtype if resolved.compat is not None else None
         x = noise
         with self._weights:
@@ -506,13 +516,15 @@ class Pipeline(LoraLoading):
             if resolved.guidance is not None and negative is not None:
                 against = self.engine.bind(negative, window)
                 denoiser = guide(denoiser, against, resolved.guidance, rounding)
-            for state in steps(denoiser, plan, noise, resolved.schedule, generator, rounding):
+            for state in steps(
+                denoiser, resolved.plan_of(chunk), noise, resolved.schedule, generators, rounding
+            ):
                 self.engine.at(state.timestep)
                 x = state.x
         return x
 
     def denoiser(self, text: Tensor, window: HistoryWindow) -> Denoiser:
-        """The transformer over one text ``[1, L, D]`` and one window, for a chunk of its own."""
+        """The transformer over texts ``[B, L, D]`` and windows, for a chunk of their own."""
         self.engine.begin()
         return self.engine.bind(text, window)
 

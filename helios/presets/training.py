@@ -32,8 +32,7 @@ __all__ = [
     "training_preset",
 ]
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
-BUNDLED_CODEC = BUNDLED / "vae"
+BUNDLED_CODEC = Path(__file__).parents[1] / "assets" / "tiny" / "vae"
 
 
 def tiny_codec() -> RunConfig:
@@ -115,10 +114,10 @@ def tiny_stage1() -> RunConfig:
 
 
 def tiny_stage1_post() -> RunConfig:
-    """The slow phase of stage 1, from the bundled model or ``--initial``: 5 minutes on one H200."""
+    """The slow phase of stage 1, from the model of ``--initial``: 5 minutes on one H200."""
     fast = tiny_stage1()
     return RunConfig(
-        stage=replace(fast.stage, initial=BUNDLED, text_learns=False),
+        stage=replace(fast.stage, text_learns=False),
         trainer=replace(
             fast.trainer,
             steps=4000,
@@ -130,13 +129,12 @@ def tiny_stage1_post() -> RunConfig:
 def tiny_stage2() -> RunConfig:
     """The tiny model on three scales: about 6 minutes on two H200 (training.md, 4 and 10.3).
 
-    It starts from the bundled model, or from that of ``--initial``, whose text encoder stays.
+    It starts from the flat model of ``--initial``, whose text encoder stays.
     """
     return RunConfig(
         stage=Stage2Config(
             transformer=models.tiny_transformer(),
             text=models.tiny_text(),
-            initial=BUNDLED,
             data=RingConfig(group=16, first_groups=16, groups=256, refresh_every=16),
             batch=96,
             generation=generation.tiny_mid(),

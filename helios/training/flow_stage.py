@@ -175,7 +175,8 @@ class FlowStage(ModelStage, ABC):
 
     def _networks(self) -> tuple[HeliosTransformer, TextEncoder]:
         config = self.config
-        if config.initial is None:
+        # A text encoder that does not learn is somebody's.
+        if config.initial is None and config.text_learns:
             return new_networks(config.transformer, config.text)
         return super()._networks()
 

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helios.diffusion import Pyramid, ScheduleConfig, sample
-from helios.evaluation import generation
+from helios.diffusion import Pyramid, ScheduleConfig, steps
 from helios.evaluation.generation import chunk_latents, generate_batch, untrained
 from helios.pipeline import Pipeline
 
@@ -43,11 +42,11 @@ def test_a_batch_starts_from_media_as_the_pipeline_does(little: Pipeline, kind: 
 def test_only_the_first_chunk_is_amplified(little: Pipeline, monkeypatch) -> None:
     seen = []
 
-    def record(denoiser, plan, noise, *rest):
+    def record(denoiser, plan, *rest):
         seen.append(plan.amplify)
-        return sample(denoiser, plan, noise, *rest)
+        return steps(denoiser, plan, *rest)
 
-    monkeypatch.setattr(generation, "sample", record)
+    monkeypatch.setattr("helios.pipeline.pipeline.steps", record)
     plan = Pyramid(steps=(1, 1, 1), solver="renoise", amplify=True)
     defaults = replace(little.defaults, plan=plan, guidance=None, height=64, width=64)
     pipe = Pipeline(

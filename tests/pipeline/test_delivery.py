@@ -141,7 +141,7 @@ class TestAhead:
         assert threads() == []
 
     def test_what_was_complete_is_delivered_before_the_failure(self, eager: Pipeline) -> None:
-        sample, calls = eager._sample, []
+        sample, calls = eager.sample, []
 
         def failing(*arguments: Any) -> Tensor:
             calls.append(1)
@@ -149,20 +149,20 @@ class TestAhead:
                 raise RuntimeError("no more")
             return sample(*arguments)
 
-        eager._sample = failing  # type: ignore[method-assign]
+        eager.sample = failing  # type: ignore[method-assign]
         seen: list[int] = []
         with pytest.raises(RuntimeError, match="no more"):
             drain(eager, seen)
         assert seen == [0, 1]
 
     def test_values_that_are_not_finite_end_the_stream(self, eager: Pipeline) -> None:
-        sample, calls = eager._sample, []
+        sample, calls = eager.sample, []
 
         def broken(*arguments: Any) -> Tensor:
             calls.append(1)
             return sample(*arguments) * (float("nan") if len(calls) == 2 else 1)
 
-        eager._sample = broken  # type: ignore[method-assign]
+        eager.sample = broken  # type: ignore[method-assign]
         seen: list[int] = []
         with pytest.raises(FloatingPointError, match="chunk 1"):
             drain(eager, seen)

@@ -182,8 +182,8 @@ def test_prompt_b_after_a_is_prompt_b_alone(pipeline: Pipeline, make_pipeline: C
     generator = torch.Generator().manual_seed(0)
     generator.set_state(before.random)
     texts = fresh.texts(request, resolved)
-    alone = fresh._sample(
-        resolved.plan_of(2), resolved, generator, before.history.window(),
+    alone = fresh.sample(
+        2, resolved, [generator], before.history.window(),
         texts.at(0, resolved.track), texts.negative,
     )  # fmt: skip
     assert torch.equal(after.latents, alone[0])

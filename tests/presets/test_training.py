@@ -2,16 +2,20 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from helios.diffusion import CFG, CFGZero, Flat, Pyramid, draw_sigma
+from helios.distributed import World
+from helios.pipeline import find_model as find_named_model
 from helios.presets import corruption, generation, training_preset
-from helios.presets.training import BUNDLED
-from helios.training import find_codec, learning_rate, to_json
+from helios.training import learning_rate, to_json
 from helios.training.networks import load_networks
 
+BUNDLED = find_named_model("tiny")
 FULL_SIZE = {
     "stage1": (43, 128, 5e-5, 0, 5_500, 2),
     "stage1-post": (44, 128, 3e-5, 0, 7_500, 2),
@@ -79,11 +83,15 @@ def test_corruption_of_the_flow_stages():
     assert config.granularity == "frame"
 
 
-def test_tiny_stage2_starts_from_the_bundled_model():
-    stage = training_preset("tiny-stage2").stage
-    assert stage.initial == BUNDLED
-    assert find_codec(stage.initial) == BUNDLED / "vae"
-    transformer, text = load_networks(stage.initial, stage.transformer)
+@pytest.mark.parametrize("name", ["tiny-stage1-post", "tiny-stage2"])
+def test_what_goes_on_needs_a_model_to_go_on_from(name):
+    stage = training_preset(name).stage
+    assert stage.initial is None
+    with pytest.raises(ValueError, match="--initial"):
+        replace(stage, codec=BUNDLED).build(
+            World(device=torch.device("cpu")), seed=0, compiled=False
+        )
+    transformer, text = load_networks(BUNDLED, stage.transformer)
     assert transformer.config == stage.transformer
     assert text.dim == stage.transformer.text_dim
 
