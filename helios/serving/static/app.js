@@ -61,6 +61,10 @@ timeline.addEventListener("seek", async ({ detail }) => {
 });
 timeline.addEventListener("branch", ({ detail }) => composer.branchFrom(detail.take, detail.index));
 timeline.addEventListener("reroll", ({ detail }) => reroll(detail));
+timeline.addEventListener("move", ({ detail: { take, text, chunk } }) => {
+  story.promise(take, { chunk, prompt: text });
+  director.change(text, settings.transition, chunk);
+});
 timeline.addEventListener("keep", ({ detail }) => director.keep(detail.take, detail.index, `${detail.take.promptAt(detail.index)} (chunk ${detail.index + 1})`.slice(0, 128)));
 
 settings.addEventListener("loras", () => director.wear(settings.loras));

@@ -98,10 +98,10 @@ export class Director extends EventTarget {
     return this.#limited ? { ...message, ahead } : message;
   }
 
-  /** Change the scene from the next chunk on. */
-  change(prompt, transition) {
+  /** Change the scene from the next chunk on, or from `chunk` if that is later. */
+  change(prompt, transition, chunk) {
     this.#recovery.transition = transition;
-    return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition });
+    return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition, chunk });
   }
 
   wear(loras) {
@@ -271,7 +271,7 @@ export class Director extends EventTarget {
     if (!this.#recovery.active || !take) return;
     this.#recovered();
     const missing = this.#recovery.missing(take, message.first_chunk);
-    if (missing) this.change(missing, this.#recovery.transition);
+    if (missing) this.change(missing.text, this.#recovery.transition, missing.chunk);
   }
 
   #recovered() {

@@ -12,6 +12,7 @@ const TABLE = [
   ["← →", "Chunk by chunk", null],
   ["b", "Branch from the chunk", "branch"],
   ["r", "Re-roll from the chunk", "reroll"],
+  ["Tab ← →", "On the dot of a change to come: land it elsewhere", null],
   ["e", "Extend", "extend"],
   ["s", "Stop", "stop"],
   ["d", "Download", "download"],

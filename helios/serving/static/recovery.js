@@ -30,10 +30,10 @@ export class Recovery {
   /** A new chunk: it works again. */
   arrived() { this.#losses = 0; }
 
-  /** A prompt that came after the state which the session goes on from, or null. */
+  /** The change that came after the state which the session goes on from, or null. */
   missing(take, first) {
     const last = take.prompts.at(-1);
-    return last && (!last.applied || last.chunk > first) ? last.text : null;
+    return last && (!last.applied || last.chunk > first) ? last : null;
   }
 
   /** Whether a take without a state on disk can be made again: the same seed gives the same video. */

@@ -2,14 +2,17 @@
 
 import { el, $, button, announce } from "./dom.js";
 import { clock, plural, short } from "./format.js";
+import { Seams } from "./seams.js";
 import { PICTURES } from "./story.js";
 
 /**
- * Events: "seek" (`{take, index}`), "branch", "reroll", "keep" (the same).
+ * Events: "seek" (`{take, index}`), "branch", "reroll", "keep" (the same), "move" (`{take, text, chunk}`: a
+ * change to come shall land elsewhere).
  */
 export class Timeline extends EventTarget {
   #story;
   #player;
+  #seams;
   #tiles = new Map();
   #chosen = null;
   #drawn = false;
@@ -23,6 +26,9 @@ export class Timeline extends EventTarget {
     player.addEventListener("chunk", () => this.#mark());
     player.addEventListener("time", () => this.#head());
     $("lanes").addEventListener("keydown", (event) => this.#keys(event));
+    this.#seams = new Seams($("lanes"), story, player);
+    this.#seams.addEventListener("preview", () => this.#draw());
+    this.#seams.addEventListener("move", ({ detail }) => this.dispatchEvent(new CustomEvent("move", { detail })));
     this.#acts();
   }
 
@@ -64,6 +70,7 @@ export class Timeline extends EventTarget {
     $("lanes").replaceChildren(...lanes, el("span", { id: "head", class: "head", hidden: true, "aria-hidden": "true" }));
     $("lanes").dataset.many = takes.length > 1;
     if (focused) this.#tiles.get(focused)?.focus({ preventScroll: true });
+    this.#seams.drawn();
     this.#mark();
   }
 
@@ -83,7 +90,7 @@ export class Timeline extends EventTarget {
   /** Places of the chunks to come, as far as something is promised for them. */
   #coming(take) {
     if (take !== this.#story.current || take.done !== null) return [];
-    const count = Math.max(1, (take.pending?.chunk ?? 0) + 1 - take.length);
+    const count = Math.max(1, (this.#seams.place(take) ?? 0) + 1 - take.length);
     return coming(Math.min(count, 40));
   }
 
@@ -104,12 +111,13 @@ export class Timeline extends EventTarget {
       else runs.push({ text, start: index, count: 1 });
     }
     const pending = take.pending;
-    if (pending) runs.push({ text: pending.text, start: Math.max(pending.chunk, take.length), count: 2, pending: true });
-    return el("div", { class: "ribbon" }, runs.map((run) => {
+    if (pending) runs.push({ text: pending.text, start: this.#seams.place(take), count: 2, pending: true });
+    return el("div", { class: "ribbon" }, runs.flatMap((run) => {
       const piece = el("span", { class: `run hue-${this.#story.hue(run.text)}`, dataset: { pending: Boolean(run.pending) },
         title: run.text }, el("span", {}, run.text));
       piece.style.gridColumn = `${run.start - first + 1} / span ${run.count}`;
-      return piece;
+      // What a take begins with is no change, unless it is a branch.
+      return run.start > first || (take.parent && run.start === take.from) ? [piece, this.#seams.dot(take, run, first)] : piece;
     }));
   }
 

@@ -1,0 +1,94 @@
+"""The ribbon of prompts: where the scene changes is seen, and moved by hand or by key."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .studio_page import BLUE, RED, Studio, blueness
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
+
+CHUNK = 33 / 24
+
+
+def lands(dot: Locator) -> int:
+    """The chunk, from 1, that the dot stands before."""
+    return int(dot.get_attribute("aria-valuenow") or 0)
+
+
+def test_the_dot_of_a_change_is_dragged_to_where_it_lands(page: Studio) -> None:
+    tab = page.open(length="14").page
+    page.write(RED)
+    page.wait_chunks(1)
+    assert tab.locator(".seam").count() == 0  # a first prompt is no change
+    page.write(BLUE)
+    tab.wait_for_selector(".seam[role=slider]")
+    dot = tab.locator(".seam[role=slider]")
+    # By hand: three chunks to the right.
+    tile = tab.locator(".tile").first.bounding_box()
+    box = dot.bounding_box()
+    assert tile is not None
+    assert box is not None
+    before, width = lands(dot), tile["width"] + 4
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x + width, y, steps=3)
+    tab.mouse.move(x + 3.2 * width, y, steps=5)
+    dragged = lands(dot)
+    assert dragged == before + 3
+    tab.mouse.up()
+    page.until(f"document.getElementById('notes').textContent.includes('chunk {dragged}')")
+    # By key: one more, two back, one more.
+    dot.focus()
+    for key, chunk in (("ArrowRight", 1), ("ArrowLeft", 0), ("ArrowLeft", -1), ("ArrowRight", 0)):
+        tab.keyboard.press(key)
+        page.until(
+            f"document.querySelector('.seam[role=slider]')?.ariaValueNow === '{dragged + chunk}'"
+        )
+    assert tab.evaluate("document.activeElement.role") == "slider"
+    # Nothing lands in a chunk that is made already.
+    tab.keyboard.press("Home")
+    soonest = lands(dot)
+    assert soonest > page.chunks
+    tab.keyboard.press("End")
+    page.until("document.querySelector('.seam[role=slider]')?.ariaValueNow === '11'")
+    for _ in range(11 - dragged):
+        tab.keyboard.press("ArrowLeft")
+    page.until(f"document.getElementById('notes').textContent.includes('chunk {dragged}')")
+    page.wait_phase("done")
+
+    assert tab.locator(".ribbon .run").all_inner_texts() == [RED, BLUE]
+    (seam,) = tab.locator(".seam").all()
+    assert seam.get_attribute("role") is None
+    column = re.match(r"\d+", seam.evaluate("dot => dot.style.gridColumn"))
+    assert column is not None
+    assert int(column[0]) == dragged
+    border = (dragged - 1) * CHUNK
+    assert blueness(page.frame(border - 0.06)) < -0.02
+    assert blueness(page.frame(border + 1.1)) > 0.02
+
+
+def test_a_branch_has_a_dot_where_it_leaves(page: Studio) -> None:
+    tab = page.open().page
+    page.write(RED)
+    page.wait_chunks(2)
+    tab.click("#stop")
+    page.wait_phase("done")
+    tab.locator(".tile").nth(1).click()
+    tab.click("#acts button:has-text('Branch')")
+    page.write(BLUE)
+    page.until("document.querySelectorAll('.lane').length === 2")
+    page.wait_chunks(1)
+    tab.click("#stop")
+    page.wait_phase("done")
+    first, second = tab.locator(".lane").all()
+    assert first.locator(".seam").count() == 0
+    assert second.locator(".seam").count() == 1
+    dot = second.locator(".seam").bounding_box()
+    tile = second.locator(".tile").first.bounding_box()
+    assert dot is not None
+    assert tile is not None
+    assert abs(dot["x"] + dot["width"] / 2 - (tile["x"] - 2)) <= 1
