@@ -15,11 +15,67 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# A function within kernels, so by its file: the room itself is imported where Triton is not.
+from helios.kernels.gelu_triton import share
+
 __all__ = ["TritonOps"]
 
 _ELEMENTS = 4096
 """Numbers one program holds at a time."""
 _LEVELS_BLOCK = 1024
+
+
+@triton.jit
+def _loaded(pointers, channel, there, C: tl.constexpr, FULL: tl.constexpr):
+    """Some channels of some pixels in float32; ``pointers`` are to the first channel of each."""
+    places = pointers[:, None] + channel[None, :]
+    if FULL:
+        value = tl.load(places)
+    else:
+        value = tl.load(places, mask=there[:, None] & (channel < C)[None, :], other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _stored(pointers, channel, there, value, C: tl.constexpr, FULL: tl.constexpr):
+    places = pointers[:, None] + channel[None, :]
+    if FULL:
+        tl.store(places, value)
+    else:
+        tl.store(places, value, mask=there[:, None] & (channel < C)[None, :])
+
+
+@triton.jit
+def _summed(
+    h_at,
+    bias_ptr,
+    skip_at,
+    sum_at,
+    channel,
+    there,
+    C: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    WRITE_SUM: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """``h + bias (+ skip)`` of some channels, written and rounded if asked."""
+    bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    value = _loaded(h_at, channel, there, C, FULL) + bias[None, :]
+    if HAS_SKIP:
+        value += _loaded(skip_at, channel, there, C, FULL)
+    if WRITE_SUM:
+        rounded = value.to(sum_at.dtype.element_ty)
+        _stored(sum_at, channel, there, rounded, C, FULL)
+        value = rounded.to(tl.float32)
+    return value
+
+
+@triton.jit
+def _activated(value, inverse, gamma_ptr, root, channel, C: tl.constexpr):
+    """SiLU of some channels, normalised: two instructions for exponential and quotient."""
+    gamma = tl.load(gamma_ptr + channel, mask=channel < C, other=0.0).to(tl.float32) * root
+    normal = value * inverse[:, None] * gamma[None, :]
+    return normal * share(normal * 1.4426950408889634)
 
 
 @triton.jit
@@ -30,59 +86,59 @@ def between_kernel(
     gamma_ptr,
     sum_ptr,
     out_ptr,
-    pixels,
-    plane,
-    clip,
+    frames,
     height,
     width,
     root,
     C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     WRITE_SUM: tl.constexpr,
     NORM: tl.constexpr,
     GATHER: tl.constexpr,
+    FULL: tl.constexpr,
 ):
     """``x = h + bias (+ skip)``, written if asked; ``y = silu(norm(x))``, written if asked.
 
-    ``plane`` is the pixels of a frame, ``clip`` those of all frames of a sample; with ``GATHER``,
-    ``h`` holds the four phases of pictures of ``height`` x ``width``.
+    A program takes some pixels of one row of one frame, which needs no division, and their channels
+    in two pieces of powers of two, which leaves none idle at 96 or 192. With ``GATHER``, ``h``
+    holds the four phases of pictures of ``height`` x ``width``. ``FULL``: pieces and blocks fit.
     """
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    channel = tl.arange(0, BLOCK_C)
-    there = (pixel < pixels)[:, None] & (channel < C)[None, :]
+    x = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    y = tl.program_id(1)
+    frame = tl.program_id(2)
+    there = x < width
+    head = tl.arange(0, HEAD)
+    tail = HEAD + tl.arange(0, TAIL)
+    line = (frame.to(tl.int64) * height + y) * width
+    own = (line + x) * C
     if GATHER:
-        frame = pixel // plane
-        place = pixel % plane
-        y = place // width
-        x = place % width
         row = y % 2
         column = x % 2
-        source = (frame * (height // 2 + 1) + y // 2 + row) * (width // 2 + 1) + x // 2 + column
-        source = (source * 4 + column * 2 + row) * C
+        source = (frame.to(tl.int64) * (height // 2 + 1) + y // 2 + row) * (width // 2 + 1)
+        source = ((source + x // 2 + column) * 4 + column * 2 + row) * C
     else:
-        source = pixel * C
-    h = tl.load(h_ptr + source[:, None] + channel[None, :], mask=there, other=0.0)
-    bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
-    value = h.to(tl.float32) + bias[None, :]
-    own = (pixel * C)[:, None] + channel[None, :]
-    if HAS_SKIP:
-        value += tl.load(skip_ptr + own, mask=there, other=0.0).to(tl.float32)
-    if WRITE_SUM:
-        rounded = value.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + own, rounded, mask=there)
-        value = rounded.to(tl.float32)
+        source = own
+    h_at, skip_at, sum_at = h_ptr + source, skip_ptr + own, sum_ptr + own
+    left = _summed(
+        h_at, bias_ptr, skip_at, sum_at, head, there, C, HAS_SKIP, WRITE_SUM, FULL
+    )  # fmt: skip
+    right = _summed(
+        h_at, bias_ptr, skip_at, sum_at, tail, there, C, HAS_SKIP, WRITE_SUM, FULL
+    )  # fmt: skip
     if NORM:
-        square = tl.sum(tl.where(there, value * value, 0.0), axis=1)
+        # Where nothing is, other threads' numbers cannot be reached: every pixel has its own sum.
+        square = tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1)
         inverse = 1.0 / tl.maximum(tl.sqrt(square), 1e-12)
-        gamma = tl.load(gamma_ptr + channel, mask=channel < C, other=0.0).to(tl.float32) * root
-        normal = value * inverse[:, None] * gamma[None, :]
-        active = normal * (1.0 / (1.0 + tl.exp(-normal)))
-        after = (pixel + (pixel // clip + 1) * PAST * plane) * C
-        place_out = after[:, None] + channel[None, :]
-        tl.store(out_ptr + place_out, active.to(out_ptr.dtype.element_ty), mask=there)
+        after = (frame // frames + 1).to(tl.int64) * PAST * height * width
+        out_at = out_ptr + own + after * C
+        left = _activated(left, inverse, gamma_ptr, root, head, C)
+        _stored(out_at, head, there, left.to(out_ptr.dtype.element_ty), C, FULL)
+        right = _activated(right, inverse, gamma_ptr, root, tail, C)
+        _stored(out_at, tail, there, right.to(out_ptr.dtype.element_ty), C, FULL)
 
 
 @triton.jit
@@ -150,30 +206,30 @@ def _between(
     if gamma is not None:
         out = h.new_empty(batch, past + frames, height, width, channels)
         out[:, :past].zero_()
-    pixels, plane = batch * frames * height * width, height * width
-    block_c = triton.next_power_of_2(channels)
-    block_p = max(1, _ELEMENTS // block_c)
+    head = max(1, triton.next_power_of_2(channels) // 2)
+    tail = triton.next_power_of_2(max(1, channels - head))
+    block = min(max(1, _ELEMENTS // (2 * head)), triton.next_power_of_2(width))
     nothing: Any = h
-    between_kernel[(triton.cdiv(pixels, block_p),)](
+    between_kernel[(triton.cdiv(width, block), height, batch * frames)](
         h,
         bias,
         nothing if skip is None else skip,
         bias if gamma is None else gamma,
         nothing if total is None else total,
         nothing if out is None else out,
-        pixels,
-        plane,
-        frames * plane,
+        frames,
         height,
         width,
         float(channels) ** 0.5,
         C=channels,
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
+        HEAD=head,
+        TAIL=tail,
+        BLOCK_P=block,
         PAST=past,
         HAS_SKIP=skip is not None,
         WRITE_SUM=write_sum,
         NORM=gamma is not None,
         GATHER=h.shape != shape,
+        FULL=head + tail == channels and width % block == 0,
     )
     return total, out

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from helios.kernels.scaled import E4M3
 
-__all__ = ["gelu", "gelu_e4m3"]
+__all__ = ["gelu", "gelu_e4m3", "share"]
 
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
-def _share(power):
+def share(power):
     """``1 / (1 + 2^-power)``, by the two instructions that approximate exponentials and quotients.
 
     Written as such, the compiler would guard both against numbers that do not occur.
@@ -59,7 +59,7 @@ def gelu_kernel(
         wide = (wide + bias).to(x.dtype).to(tl.float32)
     if GELU:
         # Twice sqrt(2 / pi), times log2(e); and that times 0.044715.
-        wide = wide * _share(wide * (2.302208198 + 0.10294323957 * wide * wide))
+        wide = wide * share(wide * (2.302208198 + 0.10294323957 * wide * wide))
     if QUANTISE:
         largest = tl.maximum(tl.max(tl.abs(wide), axis=0), 1e-12)
         tl.store(scale_ptr + row, largest / 448.0)

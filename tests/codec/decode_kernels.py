@@ -63,7 +63,7 @@ def compile_for(capability: int) -> None:
     target = GPUTarget("cuda", capability, 32)
     pointers = dict.fromkeys(("h_ptr", "skip_ptr", "sum_ptr", "out_ptr"), "*bf16")
     pointers |= {"bias_ptr": "*bf16", "gamma_ptr": "*bf16", "root": "fp32"}
-    sizes = dict.fromkeys(("pixels", "plane", "clip", "height", "width"), "i32")
+    sizes = dict.fromkeys(("frames", "height", "width"), "i32")
     flags = [
         {"HAS_SKIP": skip, "WRITE_SUM": skip or gather, "NORM": norm, "GATHER": gather}
         for skip, norm, gather in (
@@ -75,7 +75,8 @@ def compile_for(capability: int) -> None:
         )
     ]
     for chosen in flags:
-        constants = {"C": 96, "BLOCK_C": 128, "BLOCK_P": 32, "PAST": 2, **chosen}
+        constants = {"C": 96, "HEAD": 64, "TAIL": 32, "BLOCK_P": 32, "PAST": 2, "FULL": True}
+        constants |= chosen
         signature = pointers | sizes | dict.fromkeys(constants, "constexpr")
         made = triton.compile(ASTSource(between_kernel, signature, constants), target=target)
         assert made.asm["cubin"]
