@@ -285,6 +285,24 @@ def test_the_transformer_runs_on_them():
     assert not torch.equal(fast, formula)
 
 
+def test_rounding_late_costs_less_than_the_published_roundings():
+    """Both in bfloat16, against the same weights in float32."""
+    from helios.model import cast
+    from tests.model.cases import build, inputs
+
+    model = cast(build(num_layers=12), torch.bfloat16).to(DEVICE)
+    *tensors, window = inputs(model.config, size=(2, 2), history=(4, 4), dtype=torch.bfloat16)
+    batch = (*(tensor.to(DEVICE) for tensor in tensors), window.to(DEVICE))
+    with torch.no_grad():
+        late, published = both(lambda: model(*batch))
+        cast(model, torch.float32)
+        wide = (t.float() if t.dtype == torch.bfloat16 else t for t in batch[:-1])
+        with kernels.plain():
+            exact = model(*wide, window.to(DEVICE).to(dtype=torch.float32))
+    errors = [float((out.float() - exact).norm() / exact.norm()) for out in (late, published)]
+    assert 0 < errors[0] < 0.85 * errors[1]
+
+
 def test_tanh_and_logistic_forms_of_gelu_agree():
     x = torch.linspace(-20, 20, 4001, device=DEVICE)[None]
     with chosen():
