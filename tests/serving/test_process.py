@@ -125,6 +125,24 @@ def test_a_hanging_worker_is_replaced(own: Server) -> None:
 
 
 @slow
+def test_a_frozen_worker_is_fenced_out(own: Server) -> None:
+    """Requirement 48: it is gone before its successor is there, and has written nothing."""
+    with own.client() as client:
+        own.fault("slow", seconds=0.2)
+        hurt = make(client, num_frames=990)["id"]
+        wait_for(lambda: client.get(f"/v1/videos/{hurt}").json()["chunks"] >= 1, 30, "a chunk")
+        frozen = own.worker()
+        os.kill(frozen, signal.SIGSTOP)
+        video = finished(client, hurt)
+        assert (video["status"], video["error"]["code"]) == ("failed", "timeout")
+        assert not Path(f"/proc/{frozen}").exists()
+        wait_for(lambda: ready(own), 60, "ready")
+        assert own.worker() != frozen
+        assert not list((own.data / "videos" / hurt).iterdir())
+        assert finished(client, make(client)["id"])["status"] == "completed"
+
+
+@slow
 def test_a40_a_full_disk_fails_the_job_and_leaves_nothing(own: Server) -> None:
     with own.client() as client:
         own.fault("disk_full")
