@@ -78,7 +78,8 @@ def _activated(value, inverse, gamma_ptr, root, channel, C: tl.constexpr):
     return normal * share(normal * 1.4426950408889634)
 
 
-@triton.jit
+# One program for a whole chunk and for a first frame alone.
+@triton.jit(do_not_specialize=["frames"])
 def between_kernel(
     h_ptr,
     bias_ptr,

@@ -52,7 +52,8 @@ def _stored(out_at, turned, head, channel, heads, channels):
     tl.store(out_at + place, turned.to(out_at.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+# One program for every length: none of its addresses is better for knowing it.
+@triton.jit(do_not_specialize=["length"])
 def norm_rope_kernel(
     x_ptr,
     weight_ptr,

@@ -104,7 +104,8 @@ def _stored(pointer, column, width, wide, WHOLE: tl.constexpr):
         tl.store(pointer + column, value, mask=column < width)
 
 
-@triton.jit
+# One program for every length: none of its addresses is better for knowing it.
+@triton.jit(do_not_specialize=["length", "split", "start"])
 def stream_kernel(
     x_ptr,
     update_ptr,
