@@ -14,7 +14,7 @@ from helios.diffusion import Pyramid
 from helios.evaluation.subject import Subject
 from helios.evaluation.throughput import Arm, PipelineArm
 from helios.kernels import machine_of, plain, simulated
-from helios.model import HeliosTransformer, lay_out, quantise
+from helios.model import Fp8Config, HeliosTransformer, lay_out, quantise
 from helios.pipeline import EngineConfig, GenerationConfig, Pipeline
 
 __all__ = ["own_arms"]
@@ -57,7 +57,8 @@ def own_arms(subject: Subject, tune_decoder: int = 0) -> list[Callable[[], Arm]]
     if not machine_of(subject.device).runs_fp8:
         return [*exact, *reused]
     approximate = [makers.fp8_history_once_a_chunk, makers.fp8_history_once_a_chunk_preview]
-    return [*exact, makers.fp8_products, makers.fp8, *reused, *approximate]
+    narrow = [makers.fp8_products, makers.fp8, makers.fp8_text_output]
+    return [*exact, *narrow, *reused, *approximate]
 
 
 class _Makers:
@@ -95,6 +96,12 @@ class _Makers:
         """Matrix products in e4m3, and attention at full size."""
         pipeline = self._pipeline(EngineConfig(), self._quantised())
         return PipelineArm("helios, fp8", "rounding", pipeline, self.subject)
+
+    def fp8_text_output(self) -> Arm:
+        """What text attention writes in e4m3 as well, which `Fp8Config` keeps by default."""
+        config = Fp8Config(kept_layers=())
+        pipeline = self._pipeline(EngineConfig(), quantise(_twin(self.subject.transformer), config))
+        return PipelineArm("helios, fp8, text output too", "rounding", pipeline, self.subject)
 
     def fp8_history_once_a_chunk(self) -> Arm:
         """An approximation on top."""

@@ -16,7 +16,7 @@ def test_every_arm_of_a_hopper_gpu(subject) -> None:
         makers = own_arms(made)
         result = bench(made, makers, config)
     assert result["left_out"] == []
-    assert len(result["arms"]) == len(makers) == 7
+    assert len(result["arms"]) == len(makers) == 8
     for name, arm in result["arms"].items():
         errors = [part["relative_l2"] for part in arm["error"]]
         latents = arm["plans"]["2,1,1"]["latents"]["relative_l2"]
