@@ -21,7 +21,7 @@ from helios.serving.errors import ApiError
 from helios.serving.files import send_file
 from helios.serving.live import LiveConnection
 from helios.serving.protocol import SUBPROTOCOL, Fault
-from helios.serving.security import TICKET_SECONDS, Guard
+from helios.serving.security import Guard, ticket_shape
 from helios.serving.service import Service
 from helios.serving.shapes import file_shape, model_shape
 
@@ -207,7 +207,7 @@ async def upload_content(request: Request, file_id: str) -> Response:
 async def ticket(request: Request) -> dict[str, Any]:
     """A word for one WebSocket handshake: a browser cannot send a key there."""
     word = request.app.state.guard.ticket(request.state.owner)
-    return {"ticket": word, "expires_in": int(TICKET_SECONDS)}
+    return ticket_shape(word)
 
 
 @router.websocket("/v1/realtime/video")

@@ -20,7 +20,7 @@ from helios.serving.protocol import SUBPROTOCOL
 from helios.serving.security import Guard
 from helios.serving.service import Service
 
-__all__ = ["Edge"]
+__all__ = ["Edge", "address_of", "headers_of", "refuse_http", "refuse_socket"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -62,7 +62,7 @@ class Edge:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = _headers(scope)
+        headers = headers_of(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         began, status, started = time.monotonic(), 500, False
@@ -83,12 +83,12 @@ class Edge:
             self._check_request(scope, headers)
             await self._app(scope, _Metered(receive, self._limit(headers), headers), answer)
         except ApiError as error:
-            await _refuse_http(answer, error)
+            await refuse_http(answer, error)
         except Exception as error:
             log("request_failed", request=request_id, kind=type(error).__name__, detail=str(error))
             if not started:
                 refusal = ApiError(500, "internal_error", "something went wrong; see the log")
-                await _refuse_http(answer, refusal)
+                await refuse_http(answer, refusal)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
@@ -107,14 +107,8 @@ class Edge:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header:
             raise ApiError(431, "headers_too_large", "the headers are too large")
         changes = method not in _SAFE
-        self._guard.check_host(headers.get("host"))
-        self._guard.check_origin(headers.get("origin"), headers.get("host"), strict=changes)
-        if changes and headers.get("sec-fetch-site") == "cross-site":
-            raise ApiError(403, "origin_not_allowed", "this page may not use the server")
-        state = scope.setdefault("state", {})
-        state["owner"] = ""
-        if not self._guard.is_open(path, method):
-            state["owner"] = self._guard.owner(headers, _address(scope))
+        owner = self._guard.admit(method, path, headers, address_of(scope))
+        scope.setdefault("state", {})["owner"] = owner
         if not changes:
             return
         if headers.get("content-encoding", "identity") != "identity":
@@ -138,11 +132,9 @@ class Edge:
         return whole if kind.startswith("multipart/") else min(whole, 32 << 20)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, protocols = _headers(scope), scope.get("subprotocols", [])
+        headers, protocols = headers_of(scope), scope.get("subprotocols", [])
         try:
-            self._guard.check_host(headers.get("host"))
-            self._guard.check_origin(headers.get("origin"), headers.get("host"), strict=True)
-            owner = self._guard.owner_of_socket(headers, protocols, _address(scope))
+            owner = self._guard.admit_socket(headers, protocols, address_of(scope))
             scope.setdefault("state", {})["owner"] = owner
             scope["subprotocols"] = [name for name in protocols if name == SUBPROTOCOL]
             self._service.check_accepting()
@@ -150,7 +142,7 @@ class Edge:
         except ApiError as error:
             self._service.metrics.dropped.labels(error.code).inc()
             await receive()
-            await _refuse_socket(send, error)
+            await refuse_socket(send, error)
             return
         await self._app(scope, receive, send)
 
@@ -198,7 +190,7 @@ def _too_slow() -> ApiError:
     )
 
 
-def _headers(scope: Scope) -> dict[str, str]:
+def headers_of(scope: Scope) -> dict[str, str]:
     """Headers by lower-case name; one that is there twice counts as malformed where it matters."""
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -207,7 +199,8 @@ def _headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-def _address(scope: Scope) -> str:
+def address_of(scope: Scope) -> str:
+    """Where the other end is."""
     client = scope.get("client")
     return client[0] if client else ""
 
@@ -217,7 +210,8 @@ def _pairs(error: ApiError, body: bytes) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in own.items()]
 
 
-async def _refuse_http(send: Send, error: ApiError) -> None:
+async def refuse_http(send: Send, error: ApiError) -> None:
+    """Answer a request with the one form of a refusal."""
     body = json.dumps(error.body).encode()
     await send(
         {
@@ -229,7 +223,8 @@ async def _refuse_http(send: Send, error: ApiError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse_socket(send: Send, error: ApiError) -> None:
+async def refuse_socket(send: Send, error: ApiError) -> None:
+    """The same for a handshake."""
     body = json.dumps(error.body).encode()
     await send(
         {

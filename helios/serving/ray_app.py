@@ -1,9 +1,10 @@
 """Several machines or GPUs behind one address, on Ray Serve (``helios serve --ray``).
 
 Every node is an actor with a whole server of its own (front process, worker, journal, data) that
-only listens on its machine and knows one secret key. The gateway, a Ray Serve deployment, passes
-requests, streams and sockets on. A caller always comes to the same node: whoever has a key by the
-key, others by a cookie; so sessions, uploads and results are where they were made.
+only listens on its machine and knows the callers' keys and one secret one. The gateway, a Ray Serve
+deployment, decides about hosts, pages and keys as a server does, and passes requests, streams and
+sockets on. A caller always comes to the same node: whoever has a key by the key, others by a
+cookie; so sessions, uploads and results are where they were made, and belong to whoever made them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from helios.serving.config import ServeConfig
+from helios.serving.edge import address_of, headers_of, refuse_http, refuse_socket
+from helios.serving.errors import ApiError
 from helios.serving.protocol import SUBPROTOCOL
+from helios.serving.security import Guard, ticket_shape
 
-__all__ = ["Gateway", "Node", "node_of", "node_options", "serve_on_ray"]
+__all__ = ["Gateway", "Node", "node_keys", "node_of", "node_options", "serve_on_ray"]
 
 COOKIE = "helios_node"
+TICKETS = "/v1/realtime/tickets"
 _HOP = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "upgrade", "host", "te", "trailer"}
 )
@@ -47,15 +52,15 @@ class Node:
         options: of its command line.
         data: folder for its results; the number of the node is added.
         number: of the node.
-        key: the secret that only the gateway knows.
+        keys: by name, those of the callers and the gateway's own.
     """
 
-    def __init__(self, options: list[str], data: str, number: int, key: str) -> None:
+    def __init__(self, options: list[str], data: str, number: int, keys: dict[str, str]) -> None:
         folder = Path(data) / f"node-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix="helios-key-")
         with os.fdopen(handle, "w") as file:
-            file.write(f"gateway {key}\n")
+            file.writelines(f"{name} {key}\n" for name, key in keys.items())
         self._log = folder / "server.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -96,58 +101,54 @@ class Gateway:
 
     Args:
         addresses: of the nodes.
-        key: the secret they know.
-        keys: names and keys of callers; empty: everybody.
+        key: the secret they know; for callers who need none.
+        config: whose keys, hosts and pages are let in.
     """
 
-    def __init__(self, addresses: list[str], key: str, keys: dict[str, str]) -> None:
+    def __init__(self, addresses: list[str], key: str, config: ServeConfig) -> None:
         self._addresses = addresses
         self._key = key
-        self._keys = keys
+        self._keys = config.keys
+        self._guard = Guard(config)
         self._client: Any = None
         """Made where it is used: the gateway itself travels to the process that serves it."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request or socket."""
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            try:
+                await self._http(scope, receive, send)
+            except ApiError as error:
+                await refuse_http(send, error)
         elif scope["type"] == "websocket":
-            await self._socket(scope, receive, send)
+            await receive()
+            try:
+                await self._socket(scope, receive, send)
+            except ApiError as error:
+                if "websocket.http.response" in scope.get("extensions", {}):
+                    await refuse_socket(send, error)
+                else:
+                    await send({"type": "websocket.close", "code": 1008})
 
-    def _caller(self, scope: Any) -> tuple[int, str | None]:
-        """The node, and a cookie to set for a caller that has nothing to be known by."""
-        headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}
-        known = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        for name in scope.get("subprotocols", []):
-            if name.startswith("bearer."):
-                known = name.removeprefix("bearer.")
-        if known:
-            return node_of(known, len(self._addresses)), None
+    def _caller(self, owner: str, headers: dict[str, str]) -> tuple[int, str, str | None]:
+        """Node and key of a caller, and a cookie for one that has nothing to be known by."""
+        count = len(self._addresses)
+        if owner in self._keys:
+            return node_of(self._keys[owner], count), self._keys[owner], None
         found = re.search(rf"{COOKIE}=([0-9a-f]{{16}})\b", headers.get("cookie", ""))
         if found:
-            return node_of(found[1], len(self._addresses)), None
+            return node_of(found[1], count), self._key, None
         word = secrets.token_hex(8)
-        return node_of(word, len(self._addresses)), word
-
-    def _allowed(self, scope: Any) -> bool:
-        if not self._keys or scope["path"] in ("/", "/health/live"):
-            return True
-        headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}
-        given = [headers.get("authorization", "").removeprefix("Bearer ").strip()]
-        given += [n.removeprefix("bearer.") for n in scope.get("subprotocols", [])]
-        if scope["path"].startswith("/static/"):
-            return True
-        return any(
-            secrets.compare_digest(key.encode(), word.encode())
-            for key in self._keys.values()
-            for word in given
-        )
+        return node_of(word, count), self._key, word
 
     async def _http(self, scope: Any, receive: Any, send: Any) -> None:
-        if not self._allowed(scope):
-            await _refuse(send)
+        known, path = headers_of(scope), scope["path"]
+        owner = self._guard.admit(scope["method"], path, known, address_of(scope))
+        if (scope["method"], path) == ("POST", TICKETS) and self._keys:
+            # The nodes never see a ticket: it says who opens the socket, so to which node it goes.
+            await _answer(send, ticket_shape(self._guard.ticket(owner)))
             return
-        node, word = self._caller(scope)
+        node, key, word = self._caller(owner, known)
         path = scope["raw_path"].decode("latin-1")
         query = scope["query_string"].decode("latin-1")
         url = f"{self._addresses[node]}{path}{'?' + query if query else ''}"
@@ -156,7 +157,7 @@ class Gateway:
             for name, value in scope["headers"]
             if name.decode("latin-1").lower() not in _HOP | {"authorization", "origin"}
         ]
-        headers.append(("authorization", f"Bearer {self._key}"))
+        headers.append(("authorization", f"Bearer {key}"))
 
         async def body() -> Any:
             while True:
@@ -194,13 +195,12 @@ class Gateway:
         from websockets.asyncio.client import connect
         from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-        await receive()
-        if not self._allowed(scope):
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        node, _ = self._caller(scope)
+        known = headers_of(scope)
+        protocols = list(scope.get("subprotocols", []))
+        owner = self._guard.admit_socket(known, protocols, address_of(scope))
+        node, key, _ = self._caller(owner, known)
         url = self._addresses[node].replace("http", "ws", 1) + scope["path"]
-        headers = {"Authorization": f"Bearer {self._key}"}
+        headers = {"Authorization": f"Bearer {key}"}
         try:
             async with connect(
                 url,
@@ -246,15 +246,10 @@ async def _both_ways(inner: Any, receive: Any, send: Any) -> None:
         task.result()
 
 
-async def _refuse(send: Any) -> None:
-    from helios.serving.errors import ApiError
-    from helios.serving.security import refused
-
-    error: ApiError = refused()
-    body = json.dumps(error.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _answer(send: Any, value: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
 
 
 def node_options(config: ServeConfig) -> list[str]:
@@ -264,6 +259,12 @@ def node_options(config: ServeConfig) -> list[str]:
     options += [part for n, p in config.loras.items() for part in ("--lora", f"{n}={p}")]
     options += [part for n, v in vars(config.limits).items() for part in ("--limit", f"{n}={v}")]
     return options
+
+
+def node_keys(config: ServeConfig, key: str) -> dict[str, str]:
+    """The keys that a node knows: those of the callers, by their names, and the gateway's own."""
+    name = next(name for name in ("gateway", secrets.token_hex(8)) if name not in config.keys)
+    return {**config.keys, name: key}
 
 
 def serve_on_ray(config: ServeConfig, *, nodes: int, gpus: float, announce: Any = None) -> None:
@@ -283,15 +284,16 @@ def serve_on_ray(config: ServeConfig, *, nodes: int, gpus: float, announce: Any 
 
     options = node_options(config)
     key = secrets.token_urlsafe(32)
+    keys = node_keys(config, key)
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     # Processors are not counted: on a small machine the gateway would wait for one for ever.
     actor = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Node)
-    actors = [actor.remote(options, str(config.data), number, key) for number in range(nodes)]
+    actors = [actor.remote(options, str(config.data), number, keys) for number in range(nodes)]
     try:
         addresses = ray.get([node.address.remote() for node in actors])
         port = config.port or _free_port(config.host)
         serve.start(http_options={"host": config.host, "port": port})
-        gateway = serve.ingress(Gateway(addresses, key, config.keys))(_Ingress)
+        gateway = serve.ingress(Gateway(addresses, key, config))(_Ingress)
         ingress = serve.deployment(gateway, ray_actor_options={"num_cpus": 0})
         serve.run(ingress.bind(), route_prefix="/")
         if announce is not None:

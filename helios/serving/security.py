@@ -15,12 +15,13 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from helios.serving.config import LOOPBACK, ServeConfig
 from helios.serving.errors import ApiError
 
-__all__ = ["NOBODY", "Guard", "read_keys"]
+__all__ = ["NOBODY", "Guard", "read_keys", "ticket_shape"]
 
 NOBODY = "local"
 """Owner of everything on a server without keys."""
@@ -82,6 +83,30 @@ class Guard:
         self._origins = {origin.lower().rstrip("/") for origin in config.origins}
         self._tickets: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
+
+    # --------------------------------------------------------------------------- the whole
+
+    def admit(self, method: str, path: str, headers: Mapping[str, str], address: str) -> str:
+        """Decide about a request by its host, its page and its key.
+
+        Returns:
+            Whose it is; empty where nobody is asked.
+
+        Raises:
+            ApiError: 400, 401, 403 or 429.
+        """
+        changes = method not in _SAFE
+        self.check_host(headers.get("host"))
+        self.check_origin(headers.get("origin"), headers.get("host"), strict=changes)
+        if changes and headers.get("sec-fetch-site") == "cross-site":
+            raise ApiError(403, "origin_not_allowed", "this page may not use the server")
+        return "" if self.is_open(path, method) else self.owner(headers, address)
+
+    def admit_socket(self, headers: Mapping[str, str], protocols: list[str], address: str) -> str:
+        """The same for a handshake, which always has an owner."""
+        self.check_host(headers.get("host"))
+        self.check_origin(headers.get("origin"), headers.get("host"), strict=True)
+        return self.owner_of_socket(headers, protocols, address)
 
     # --------------------------------------------------------------------------- the borders
 
@@ -207,6 +232,11 @@ class Guard:
         self._failures[address] = [*times, time.monotonic()]
         while len(self._failures) > MOST_TICKETS:
             self._failures.popitem(last=False)
+
+
+def ticket_shape(word: str) -> dict[str, Any]:
+    """What whoever asked for a ticket is told."""
+    return {"ticket": word, "expires_in": int(TICKET_SECONDS)}
 
 
 def _digest(text: str) -> str:

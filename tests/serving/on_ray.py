@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from .harness import Server
-from .two_nodes import callers, check_two_nodes
+from .two_nodes import callers, check_border, check_two_nodes
 
 
 def test_two_nodes_on_ray_keep_their_callers(tiny_random: Path, tmp_path: Path) -> None:
-    first, other = callers()
-    (tmp_path / "keys").write_text(f"one {first}\ntwo {other}\n")
+    lines = [f"{name} {key}\n" for name, key in callers().items()]
+    (tmp_path / "keys").write_text("".join(lines))
     options = ("--ray", "2", "--api-key-file", str(tmp_path / "keys"))
     server = Server(tiny_random, tmp_path / "data", options)
     server.start()
     try:
-        check_two_nodes(server, first, other)
+        check_two_nodes(server)
+        check_border(server)
     finally:
         server.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,10 +14,10 @@ import uvicorn
 
 from helios.cli.main import run
 from helios.serving import Limits, ServeConfig
-from helios.serving.ray_app import Gateway, Node, node_of, node_options
+from helios.serving.ray_app import Gateway, Node, node_keys, node_of, node_options
 
 from .harness import Server, wait_for
-from .two_nodes import callers, check_cookies, check_two_nodes
+from .two_nodes import callers, check_border, check_cookies, check_two_nodes
 
 KEY = "g" * 40
 Opened: TypeAlias = Callable[[dict[str, str]], Server]
@@ -42,19 +43,21 @@ def opened(tiny_random: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     data = tmp_path_factory.mktemp("nodes")
     config = ServeConfig(
         data=data,
+        keys=callers(),
         models=(str(tiny_random),),
         device="cpu",
         dtype="float32",
         limits=Limits(free=0, spares=0),
     )
-    nodes = [Node(node_options(config), str(data), number, KEY) for number in range(2)]
+    options, keys = node_options(config), node_keys(config, KEY)
+    nodes = [Node(options, str(data), number, keys) for number in range(2)]
     with ExitStack() as gateways:
         try:
             addresses = [node.address(120) for node in nodes]
 
             def open_one(keys: dict[str, str]) -> Server:
                 gateway = Server(tiny_random, data)
-                app = Gateway(addresses, KEY, keys)
+                app = Gateway(addresses, KEY, replace(config, keys=keys))
                 gateway.address = gateways.enter_context(served(app))
                 return gateway
 
@@ -80,8 +83,18 @@ def served(app: Gateway) -> Iterator[str]:
 
 
 def test_two_nodes_keep_their_callers(opened: Opened) -> None:
-    first, other = callers()
-    check_two_nodes(opened({"one": first, "two": other}), first, other)
+    check_two_nodes(opened(callers()))
+
+
+def test_the_gateway_decides_who_comes_in(opened: Opened) -> None:
+    check_border(opened(callers()))
+
+
+def test_a_caller_may_have_the_name_of_the_gateway(tmp_path: Path) -> None:
+    config = ServeConfig(data=tmp_path, keys={"gateway": "x" * 40})
+    keys = node_keys(config, KEY)
+    assert keys["gateway"] == "x" * 40
+    assert sorted(keys.values()) == sorted([KEY, "x" * 40])
 
 
 def test_callers_without_a_key_are_known_by_a_cookie(opened: Opened) -> None:
