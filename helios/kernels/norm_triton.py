@@ -1,4 +1,7 @@
-"""Residual addition, norm, modulation and e4m3 in one pass over the tokens, in Triton.
+"""Norms alone, and residual additions with the norm that follows, in one pass, in Triton.
+
+Where the sum itself is wanted beside its norm, as training wants it; a block without gradients
+keeps its sums in a ``Stream`` instead, whose kernel also serves the norms that stand alone.
 
 One program takes one or two neighbouring tokens of one part of the sequence (history or noisy). A
 token's row stays in registers from the first read to the last write, so device memory is read and
@@ -36,13 +39,8 @@ __all__ = [
     "warps_for",
 ]
 
-NONE, PLAIN, GATED = 0, 1, 2
-"""What is added before the norm."""
 GAINS, MODULATION = 1, 2
-"""What follows it; NONE is nothing."""
-
-Token = tuple[int, int]
-"""Elements from one sample to the next, and from one token to the next."""
+"""What follows the norm."""
 
 
 @triton.jit
@@ -70,15 +68,13 @@ def norm_kernel(
     gate_part,
     table_batch,
     table_part,
-    ADD: tl.constexpr,
-    NORM: tl.constexpr,
+    GATED: tl.constexpr,
     AFTER: tl.constexpr,
-    OFFSET: tl.constexpr,
     QUANTISE: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows ``x (+ update (* gate))``, their norm, and its affine map.
+    """Rows ``x + update (* gate)``, their layer norm, and its affine map.
 
     ``first`` and ``second`` are the gains and offsets, or the scale and shift of the part.
     """
@@ -99,32 +95,28 @@ def norm_kernel(
         row = begin.to(tl.int64) + index
         x = tl.load(x_ptr + sample * x_batch + row * x_row + column, mask=inside, other=0.0)
         wide = x.to(tl.float32)
-        if ADD != 0:
-            there = inside & (row >= update_from)
-            place = sample * update_batch + (row - update_from) * update_row + column
-            update = tl.load(update_ptr + place, mask=there, other=0.0).to(tl.float32)
-            if ADD == 2:
-                update *= tl.load(gate_at, mask=inside, other=0.0, eviction_policy="evict_last")
-            rounded = (wide + update).to(x.dtype)
-            place = (sample * length + row) * width + column
-            tl.store(total_ptr + place, rounded, mask=inside & (row >= total_from))
-            wide = rounded.to(tl.float32)
-        if NORM != 0 and row >= norm_from:
-            if NORM == 2:
-                mean = tl.sum(wide, axis=0) / width
-                wide = tl.where(inside, wide - mean, 0.0)
+        there = inside & (row >= update_from)
+        place = sample * update_batch + (row - update_from) * update_row + column
+        update = tl.load(update_ptr + place, mask=there, other=0.0).to(tl.float32)
+        if GATED:
+            update *= tl.load(gate_at, mask=inside, other=0.0, eviction_policy="evict_last")
+        rounded = (wide + update).to(x.dtype)
+        place = (sample * length + row) * width + column
+        tl.store(total_ptr + place, rounded, mask=inside & (row >= total_from))
+        wide = rounded.to(tl.float32)
+        if row >= norm_from:
+            mean = tl.sum(wide, axis=0) / width
+            wide = tl.where(inside, wide - mean, 0.0)
             normal = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
-            if AFTER != 0:
-                first = tl.load(
-                    first_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
-                ).to(tl.float32)
-                if AFTER == 2:
-                    first += 1.0
-                normal = normal * first
-                if OFFSET:
-                    normal += tl.load(
-                        second_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
-                    ).to(tl.float32)
+            first = tl.load(
+                first_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
+            ).to(tl.float32)
+            if AFTER == 2:
+                first += 1.0
+            second = tl.load(
+                second_ptr + table_at, mask=inside, other=0.0, eviction_policy="evict_last"
+            )
+            normal = normal * first + second.to(tl.float32)
             out_row = sample * (length - norm_from) + row - norm_from
             if QUANTISE:
                 largest = tl.maximum(tl.max(tl.abs(normal), axis=0), 1e-12)
@@ -141,51 +133,36 @@ def warps_for(block: int) -> int:
 
 def _launch(
     x: Tensor,
+    update: Tensor,
     *,
     split: int,
     eps: float,
-    norm: int,
-    after: int = NONE,
-    first: Tensor | None = None,
-    second: Tensor | None = None,
-    add: int = NONE,
-    update: Tensor | None = None,
+    first: Tensor,
+    second: Tensor,
     gate: Tensor | None = None,
     update_from: int = 0,
     norm_from: int = 0,
     fp8: bool = False,
     in_place: bool = False,
 ) -> tuple[Tensor, ...]:
-    """What is asked for of: the sum, the normalised tokens, their scales."""
-    x = _dense_rows(x)
+    """The sum, the normalised tokens, and their scales if they are in e4m3."""
+    x, update = _dense_rows(x), _dense_rows(update)
     batch, length, width = x.shape
-    made: list[Tensor] = []
-    total = out = scales = x
-    if add != NONE:
-        update = _dense_rows(_given(update))
-        if in_place:
-            in_place = x.is_contiguous()
-        total = (
-            x if in_place else torch.empty((batch, length, width), dtype=x.dtype, device=x.device)
-        )
-        made.append(total)
-    if norm != NONE:
-        shape = (batch, length - norm_from)
-        out = torch.empty((*shape, width), dtype=E4M3 if fp8 else x.dtype, device=x.device)
-        made.append(out)
-        if fp8:
-            scales = torch.empty((*shape, 1), dtype=torch.float32, device=x.device)
-            made.append(scales)
-    rows_of_table = _parts(first) if after == MODULATION else (0, 0)
+    in_place = in_place and x.is_contiguous()
+    total = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    shape = (batch, length - norm_from)
+    out = torch.empty((*shape, width), dtype=E4M3 if fp8 else x.dtype, device=x.device)
+    scales = torch.empty((*shape, 1), dtype=torch.float32, device=x.device) if fp8 else out
     block = triton.next_power_of_2(width)
     tokens = tokens_for(batch * length)
     groups = triton.cdiv(split, tokens) + triton.cdiv(length - split, tokens)
+    modulated = first.dim() > 1
     norm_kernel[(groups, batch)](
         x,
-        x if update is None else update,
+        update,
         x if gate is None else _unit(gate),
-        x if first is None else _unit(first),
-        x if second is None else _unit(second),
+        _unit(first),
+        _unit(second),
         total,
         out,
         scales,
@@ -197,25 +174,17 @@ def _launch(
         update_from if in_place else 0,
         norm_from,
         *_steps(x),
-        *((0, 0) if update is None else _steps(update)),
-        *((0, 0) if gate is None else _parts(gate)),
-        *rows_of_table,
-        ADD=add,
-        NORM=norm,
-        AFTER=after,
-        OFFSET=second is not None,
+        *_steps(update),
+        *((0, 0) if gate is None else _steps(gate)),
+        *(_steps(first) if modulated else (0, 0)),
+        GATED=gate is not None,
+        AFTER=MODULATION if modulated else GAINS,
         QUANTISE=fp8,
         TOKENS=tokens,
         BLOCK=block,
         num_warps=warps_for(block),
     )
-    return tuple(made)
-
-
-def _given(x: Tensor | None) -> Tensor:
-    if x is None:
-        raise ValueError("something must be added")
-    return x
+    return (total, out, scales) if fp8 else (total, out)
 
 
 def _dense_rows(x: Tensor) -> Tensor:
@@ -229,14 +198,9 @@ def _unit(x: Tensor) -> Tensor:
     return x
 
 
-def _steps(x: Tensor) -> Token:
+def _steps(x: Tensor) -> tuple[int, int]:
+    """Elements from one sample to the next, and from one token or part to the next."""
     return x.stride(0), x.stride(1)
-
-
-def _parts(x: Tensor | None) -> tuple[int, int]:
-    """Elements from one sample to the next and from one part to the next, ``[B, 2, D]``."""
-    table = _given(x)
-    return table.stride(0), table.stride(1)
 
 
 def _same_table(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,19 +227,16 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 def _modulated(
-    x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float, **options: Any
+    x: Tensor,
+    update: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    split: int,
+    eps: float,
+    **options: Any,
 ) -> tuple[Tensor, ...]:
-    scale, shift = _same_table(scale, shift)
-    return _launch(
-        x,
-        split=split,
-        eps=eps,
-        norm=LAYER,
-        after=MODULATION,
-        first=scale,
-        second=shift,
-        **options,
-    )
+    first, second = _same_table(scale, shift)
+    return _launch(x, update, split=split, eps=eps, first=first, second=second, **options)
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, split: int, eps: float) -> Tensor:
@@ -311,14 +272,11 @@ def gated_add_layer_norm(
     """See :func:`helios.kernels.gated_add_layer_norm`."""
     return _launch(
         x,
+        update,
         split=split,
         eps=eps,
-        norm=LAYER,
-        after=GAINS,
         first=weight,
         second=bias,
-        add=GATED,
-        update=update,
         gate=gate,
         norm_from=start,
         fp8=fp8,
@@ -342,8 +300,7 @@ def gated_add_modulated_norm(
     fp8: bool = False,
 ) -> tuple[Tensor, ...]:
     """See :func:`helios.kernels.gated_add_modulated_norm`."""
-    options = {"add": GATED, "update": update, "gate": gate, "fp8": fp8}
-    return _modulated(x, shift, scale, split, eps, **options)
+    return _modulated(x, update, shift, scale, split, eps, gate=gate, fp8=fp8)
 
 
 def gated_add_modulated_norm_e4m3(*args: Any) -> tuple[Tensor, ...]:
@@ -364,8 +321,8 @@ def text_add_modulated_norm(
     in_place: bool = False,
 ) -> tuple[Tensor, ...]:
     """See :func:`helios.kernels.text_add_modulated_norm`; ``in_place``: ``x`` becomes the sum."""
-    options = {"add": PLAIN, "update": update, "update_from": start, "fp8": fp8}
-    return _modulated(x, shift, scale, split, eps, in_place=in_place, **options)
+    options = {"update_from": start, "fp8": fp8, "in_place": in_place}
+    return _modulated(x, update, shift, scale, split, eps, **options)
 
 
 def text_add_modulated_norm_e4m3(*args: Any) -> tuple[Tensor, ...]:
