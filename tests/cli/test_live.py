@@ -43,6 +43,21 @@ def test_standard_output_is_the_video_and_lines_are_prompts(
     assert session.index == 4
 
 
+def test_a_size_that_memory_cannot_hold_is_refused_before_a_weight_is_read(
+    tiny_random: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 256 << 20)
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("helios.storage.Weights.read", read)
+    place = ["--model", str(tiny_random), "--device", "cpu"]
+    assert run(["live", A, *place, "--size", "8192x8192"]) == 5
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: 5: out of memory (8192x8192 by small on CPU, ")
+
+
 def test_wrong_arguments_are_refused_before_the_model_is_loaded(
     tiny_random: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
