@@ -201,7 +201,7 @@ def open_weights(folder: Path, name: str = WEIGHTS_NAME) -> Weights:
     shards = sorted(set(where.values()))
     if any(Path(shard).name != shard for shard in shards):
         raise UnsafeCheckpointError(f"{index} names files outside its folder")
-    absent = [shard for shard in shards if not (folder / shard).exists()]
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(f"{folder / absent[0]} is missing ({len(absent)} of {len(shards)})")
     entries: dict[str, TensorEntry] = {}
