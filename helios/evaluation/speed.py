@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -42,18 +42,18 @@ class Work:
 
 @contextmanager
 def counted(pipe: Pipeline) -> Iterator[Work]:
-    """Count the forward passes of a block, whatever calls them; a batch counts once."""
-    work = Work()
+    """Count the forward passes of a block of code; a batch counts once."""
+    work, engine = Work(), pipe.engine
 
-    def note(module: Any, inputs: tuple[Any, ...]) -> None:
+    def note(shape: torch.Size) -> None:
         work.passes += 1
-        work.token_steps += token_count(*inputs[0].shape[-3:])
+        work.token_steps += token_count(*shape[-3:])
 
-    handle = pipe.transformer.register_forward_pre_hook(note)
+    engine.watchers.append(note)
     try:
         yield work
     finally:
-        handle.remove()
+        engine.watchers.remove(note)
 
 
 @dataclass(frozen=True, kw_only=True)

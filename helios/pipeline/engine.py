@@ -89,11 +89,16 @@ class Engine:
     Args:
         transformer: the network, on its device and in its dtype.
         config: how.
+
+    Attributes:
+        watchers: told the shape of the latents of every forward pass; a replayed one calls no
+            module that could be hooked.
     """
 
     def __init__(self, transformer: HeliosTransformer, config: EngineConfig | None = None) -> None:
         self.transformer = transformer
         self.config = config or EngineConfig()
+        self.watchers: list[Callable[[torch.Size], None]] = []
         self._state: object = None
         self._forget()
 
@@ -158,6 +163,8 @@ class Engine:
 
     def forward(self, kind: str, x: Tensor, rows: StepRows, held: _Held) -> Tensor:
         """One forward pass of a ``kind`` ("exact", "record", "noisy"), replayed if possible."""
+        for watcher in self.watchers:
+            watcher(x.shape)
         x = x.to(self.transformer.dtype)
         call = partial(_pass, self.transformer, held, kind)
         if self._graphs is None:
