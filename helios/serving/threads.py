@@ -4,13 +4,18 @@ Both pools that the front process would otherwise have grow when they are first 
 to ``cores + 4`` threads of asyncio and 40 of AnyIO, and never shrink while nothing is asked. So a
 server that is loaded once looks as if it leaked, and a thread that the system refuses would fail
 whatever job happened to need it.
+
+glibc gives every thread a heap of its own, and each fills with what the largest read left in it:
+1.4 MiB a minute under load, over many minutes. All of them share one here; it grew 0.2.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from anyio.to_thread import current_default_thread_limiter
 
@@ -20,6 +25,7 @@ THREADS = 8
 """For ``asyncio.to_thread``: the tasks are reads and writes of a few hundred kilobytes."""
 PAGE_THREADS = 2
 """For AnyIO, which reads nothing but the files of the page here."""
+_M_ARENA_MAX = -8
 
 
 def make_threads() -> None:
@@ -28,6 +34,7 @@ def make_threads() -> None:
     Raises:
         RuntimeError: if the system gives no more threads.
     """
+    _share_heap()
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
     together = threading.Barrier(THREADS + 1)
     try:
@@ -39,3 +46,9 @@ def make_threads() -> None:
     together.wait()
     asyncio.get_running_loop().set_default_executor(pool)
     current_default_thread_limiter().total_tokens = PAGE_THREADS
+
+
+def _share_heap() -> None:
+    """One heap for all threads (glibc); Python's lock lets them take turns anyway."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
