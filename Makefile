@@ -6,7 +6,7 @@ PIP    := .venv/bin/python -m pip --disable-pip-version-check
 # One thread per test process: with two, threads of neighbouring processes spin on each other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo check test test-slow test-gpu bench bench-engines bench-memory realtime soak clean
+.PHONY: setup demo check test test-slow test-gpu test-ray bench bench-engines bench-memory realtime soak clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -55,6 +55,15 @@ test-slow: .venv/.dev ## minutes-long CPU tests
 
 test-gpu: .venv/.dev ## tests that need a CUDA device
 	.venv/bin/python -m pytest -m gpu
+
+.venv/.ray: pyproject.toml constraints.txt | .venv/.dev
+	@echo "==> installing Ray"
+	@$(PIP) install -q -c constraints.txt -e '.[dev,ray]' 2>&1 | grep -v '^WARNING: Location' || true
+	@.venv/bin/python -c 'import ray'
+	@touch $@
+
+test-ray: .venv/.ray ## two workers on Ray Serve, on this machine
+	$(ONE_THREAD) .venv/bin/python -m pytest tests/serving/on_ray.py
 
 bench: .venv/.core ## 300 chunks streamed with the bundled model: memory and time per chunk
 	.venv/bin/python benchmarks/bench_stream.py
