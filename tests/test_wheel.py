@@ -82,7 +82,7 @@ def test_the_installed_program_generates(
     assert run(installed / "helios", "--version", folder=tmp_path) == "helios 0.1.0\n"
     # Once the bundled model is there, this is the promise: no option but the prompt.
     model = [] if BUNDLED.is_file() else ["--model", tiny_random]
-    options = ("--num-frames", "34", "--steps", "2", "-o", "v.mp4", *model)
+    options = ("--num-frames", "34", "-o", "v.mp4", *model)
     out = run(
         installed / "helios", "generate", "a red ball rolls on grass", *options, folder=tmp_path
     )

@@ -25,7 +25,9 @@ BLUE = "a blue cube spins on snow"
 CHEAP = {"steps": "2", "guidance": "3", "transition": "0", "seed": "7"}
 OWN = frozenset({"steps", "guidance"})
 """What a distilled model does its own way: few steps as it is, and no guidance."""
-WAIT_MS = 40_000
+SLOW = "4,4,4"
+"""Steps that leave a test time to act while the distilled model is at work."""
+WAIT_MS = 80_000
 
 
 def _distilled(address: str) -> bool:

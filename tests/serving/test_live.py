@@ -318,7 +318,7 @@ def test_errors_change_nothing(server: Server) -> None:
             ({"type": "session.prompt", "prompt": "a\u0000b"}, "invalid_prompt"),
             ({"type": "session.lora", "loras": [{"name": "none"}]}, "invalid_value"),
             ({"type": "session.prompt"}, "missing_required_parameter"),
-            ({"type": "session.prompt", "prompt": "x", "chunk": 3}, "unknown_parameter"),
+            ({"type": "session.prompt", "prompt": "x", "place": 3}, "unknown_parameter"),
             ({"type": "session.resume", "session": "session_" + "0" * 32}, "session_not_found"),
         ):
             fields = dict(message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from .studio_page import BLUE, RED, Studio, blueness, studio
+from .studio_page import BLUE, RED, SLOW, Studio, blueness, studio
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
@@ -24,7 +24,7 @@ STATIC = Path(__file__).parents[2] / "helios" / "serving" / "static"
 
 def test_it_plays_while_it_is_made_and_a_change_lands_where_announced(page: Studio) -> None:
     # 240 frames are eight chunks: wherever the change lands, a whole chunk follows its border.
-    tab = page.open(length="10").page
+    tab = page.open(length="10", steps=SLOW).page
     page.write(RED)
     page.until("document.getElementById('video').currentTime > 0.2")
     assert page.chunks < 8  # the last one cannot exist yet

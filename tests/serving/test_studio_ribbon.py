@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .studio_page import BLUE, RED, Studio, blueness
+from .studio_page import BLUE, RED, SLOW, Studio, blueness
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -19,7 +19,7 @@ def lands(dot: Locator) -> int:
 
 
 def test_the_dot_of_a_change_is_dragged_to_where_it_lands(page: Studio) -> None:
-    tab = page.open(length="14").page
+    tab = page.open(length="14", steps=SLOW).page
     page.write(RED)
     page.wait_chunks(1)
     assert tab.locator(".seam").count() == 0  # a first prompt is no change
