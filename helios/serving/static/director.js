@@ -62,7 +62,7 @@ export class Director extends EventTarget {
     this.#player.play();
     this.#ahead = request.num_frames || request.seconds ? null : AHEAD;
     this.#asked = { prompt: request.prompt };
-    this.#recovery.request = request;
+    Object.assign(this.#recovery, { request, asked: null });
     this.#resuming = null;
     this.loras = request.loras ?? [];
     this.#to("starting");
@@ -100,7 +100,7 @@ export class Director extends EventTarget {
 
   /** Change the scene from the next chunk on, or from `chunk` if that is later. */
   change(prompt, transition, chunk) {
-    this.#recovery.transition = transition;
+    Object.assign(this.#recovery, { transition, asked: { text: prompt, chunk } });
     return this.#wish({ type: "session.prompt", prompt, transition_chunks: transition, chunk });
   }
 
@@ -296,6 +296,7 @@ export class Director extends EventTarget {
   /** A prompt was accepted, used, or overtaken by a newer one. */
   #prompted(take, message) {
     const { type, chunk, prompt } = message;
+    if (type === "prompt.queued") this.#recovery.asked = null;
     if (type === "prompt.superseded") this.#story.withdraw(take, prompt);
     else if (type === "prompt.queued") this.#story.promise(take, message);
     else this.#story.keepPromise(take, message);
@@ -363,7 +364,7 @@ export class Director extends EventTarget {
       return;
     }
     if (code === "chunk_not_kept" && this.#recovery.repeatable(this.take)) { this.#startOver(this.take); return; }
-    this.#recovery.active = false;
+    Object.assign(this.#recovery, { active: false, asked: null });
     this.#tell("problem", { message: text, code, param, fatal: message.fatal });
     announce(text, true);
     if ((this.phase === "starting" || this.#resuming) && !message.fatal) {

@@ -14,6 +14,8 @@ export class Recovery {
   request = null;
   /** Chunks that the newest change blends over. */
   transition = 0;
+  /** The newest change while it has no answer, `{text, chunk}`: the process may be lost before it gives one. */
+  asked = null;
   #losses = 0;
 
   /** Whether the last error is one to recover from. */
@@ -32,6 +34,7 @@ export class Recovery {
 
   /** The change that came after the state which the session goes on from, or null. */
   missing(take, first) {
+    if (this.asked) return this.asked;
     const last = take.prompts.at(-1);
     return last && (!last.applied || last.chunk > first) ? last : null;
   }
