@@ -13,9 +13,9 @@ const AHEAD = 3;
 const REST_MS = 60000;
 
 /**
- * Events: "phase" (`detail`: empty, starting, queued, making, done), "settings" (a session told its
- * settings), "problem" (`{message, code, param, fatal, kind}`; no message: it is over), "health" (the message), "note" (something about
- * prompts changed), "connection" (`{state, seconds, now}`).
+ * Events: "phase" (`detail`: empty, starting, queued, making, done), "settings" (a session told its settings),
+ * "problem" (`{message, code, param, fatal, kind}`; no message: it is over), "health" (the message),
+ * "note" (something about prompts changed), "connection" (`{state, seconds, now}`).
  */
 export class Director extends EventTarget {
   phase = "empty";
@@ -306,10 +306,7 @@ export class Director extends EventTarget {
   }
 
   #done(take, message) {
-    if (!take) {
-      this.#to(this.take?.length ? "done" : "empty");
-      return;
-    }
+    if (!take) return this.#to(this.take?.length ? "done" : "empty");
     // After a crash it goes on from its last state, if it was not the video's own fault.
     const pause = message.reason === "worker" && take === this.take ? this.#recovery.begin() : null;
     if (pause !== null) {
