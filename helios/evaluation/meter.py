@@ -7,6 +7,7 @@ hour is as easy as a second. A batch of equally long videos is metered together.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -58,14 +59,14 @@ class Measured:
     Attributes:
         series: name to float32 ``[T]``.
         verdicts: per chunk, right or wrong of what the judge was asked; empty without a scene.
-        features: per chunk, the judge's features; empty without a judge.
+        features: the judge's features, float32 ``[chunks, F]``; empty without a judge.
         small: thumbnails of the first chunk, uint8 ``[5, h, w, 3]``.
         kept: frames that were asked for, by their number, uint8 ``[H, W, 3]``.
     """
 
     series: dict[str, NDArray[np.float32]]
     verdicts: list[dict[str, bool]] = field(default_factory=list)
-    features: list[NDArray[np.float32]] = field(default_factory=list)
+    features: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     small: NDArray[np.uint8] | None = None
     kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
@@ -92,10 +93,14 @@ class Meter:
         self._judge = judge
         self._scores = dict(scores or {})
         self._keep = frozenset(keep)
-        self._parts: dict[str, list[Tensor]] = {name: [] for name in (*SERIES, *self._scores)}
+        # A small tensor per chunk would pin the C library's heap open between the large ones that
+        # come and go, which grew by 18 MiB a chunk; one array per series lies in one place.
+        self._series = [{name: array("f") for name in (*SERIES, *self._scores)} for _ in prompts]
+        self._features = [array("f") for _ in prompts]
         self._videos = [Measured(series={}) for _ in prompts]
         self._first: Tensor | None = None
         self._tail: Tensor | None = None
+        self._looks = 0
         self.frames = 0
 
     @torch.no_grad()
@@ -115,7 +120,8 @@ class Meter:
             for video, row in zip(self._videos, small, strict=True):
                 video.small = row
         for name, values in {**self._alone(frames), **self._neighbours(frames)}.items():
-            self._parts[name].append(values.float().cpu())
+            for series, row in zip(self._series, values.float().cpu().tolist(), strict=True):
+                series[name].extend(row)
         if self._judge is not None and frames.shape[1] >= CHUNK_FRAMES // 2:
             self._judged(self._judge, frames)
         for index in range(frames.shape[1]):
@@ -128,10 +134,10 @@ class Meter:
 
     def finish(self) -> list[Measured]:
         """What was seen, one per video."""
-        for name, parts in self._parts.items():
-            values = torch.cat(parts, dim=1).numpy()
-            for video, row in zip(self._videos, values, strict=True):
-                video.series[name] = row
+        for video, series, features in zip(self._videos, self._series, self._features, strict=True):
+            video.series = {name: np.array(row, np.float32) for name, row in series.items()}
+            if self._judge is not None and features:
+                video.features = np.array(features, np.float32).reshape(self._looks, -1)
         return self._videos
 
     def _alone(self, frames: Tensor) -> dict[str, Tensor]:
@@ -182,12 +188,13 @@ class Meter:
         return {"step": step, "amplitude": motion, "smoothness": smooth}
 
     def _judged(self, judge: SceneJudge, frames: Tensor) -> None:
-        features = judge.features(frames).cpu().numpy()
+        self._looks += 1
+        rows = judge.features(frames).cpu().tolist()
         asked = any(prompt.scene is not None for prompt in self._prompts)
         readings = judge.read(frames) if asked else [None] * len(frames)
-        for video, prompt, row, reading in zip(
-            self._videos, self._prompts, features, readings, strict=True
+        for video, prompt, features, row, reading in zip(
+            self._videos, self._prompts, self._features, rows, readings, strict=True
         ):
-            video.features.append(row)
+            features.extend(row)
             if reading is not None and prompt.scene is not None:
                 video.verdicts.append(stated_verdicts(prompt.scene, reading, prompt.stated))

@@ -1,3 +1,4 @@
+from array import array
 from itertools import pairwise
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_of_a_long_video_only_numbers_are_kept() -> None:
     def held(value: object) -> int:
         if isinstance(value, torch.Tensor | np.ndarray):
             return int(value.nbytes)
+        if isinstance(value, array):
+            return len(value) * value.itemsize
         if isinstance(value, dict):
             return sum(map(held, value.values()))
         if isinstance(value, list | tuple):
