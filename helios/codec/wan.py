@@ -54,7 +54,22 @@ class CausalConv3d(nn.Conv3d):
 
     def padded(self, x: Tensor) -> Tensor:
         """The same for an input that already starts with ``past`` zero frames."""
+        if _is_onednn(x):
+            ones = (1, 1, 1)
+            return torch.ops.aten.mkldnn_convolution(
+                x, self.weight, self.bias, self.padding, self.stride, ones, 1
+            )
         return super().forward(x)
+
+
+def _is_onednn(x: Tensor) -> bool:
+    """Whether oneDNN is to be asked for by name.
+
+    For small pictures of one clip, float32 on a CPU, PyTorch chooses a plain loop instead, which
+    takes two to five times as long and was a third of the time of decoding.
+    """
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return plain and torch.backends.mkldnn.is_available()
 
 
 class ResidualBlock(nn.Module):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from helios.codec import AutoencoderConfig, WanAutoencoder
+from helios.codec.wan import CausalConv3d
 
 from .frame_by_frame import FrameByFrame
 from .pairs import TINY, draw_config, make_pair
@@ -240,3 +241,14 @@ def test_frame_rates_start_by_copying() -> None:
     x = x[:, : down.in_channels]
     averaged = (x[:, :, 1::2] + x[:, :, 2::2]) / 2
     assert (down(x) - averaged).square().mean() < 0.2
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), 1), ((1, 1, 1), 1), ((3, 1, 1), 2)])
+def test_without_gradients_a_small_picture_gives_the_same(kernel, stride) -> None:
+    layer = CausalConv3d(6, 10, kernel, stride)
+    x = torch.randn(1, 6, 7, 5, 9, generator=torch.Generator().manual_seed(3))
+    with_gradients = layer(x)
+    assert with_gradients.requires_grad
+    with torch.no_grad():
+        assert_equal_to(layer(x), with_gradients.detach())
+        assert_equal_to(layer(x.mT.contiguous().mT), with_gradients.detach())
