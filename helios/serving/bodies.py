@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from helios.serving.dialects import put_nested
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.service import Service
 from helios.serving.strict_json import parse_object
@@ -23,15 +24,19 @@ __all__ = ["Form", "checked", "read_form", "read_json"]
 
 MOST_PARTS = 64
 MOST_FIELD = 64 * 1024
+MOST_REFERENCE = 32 << 20
+"""Of a field that may hold a ``data:`` URL: as much as a JSON body may be."""
 MOST_BOUNDARY = 200
 LARGE_JSON = 256 * 1024
 T = TypeVar("T", bound=BaseModel)
 
 _WHOLE = frozenset({"num_frames", "width", "height", "fps", "seed", "transition_chunks"})
-_BROKEN = frozenset({"guidance_scale", "motion"})
-_JSON = frozenset(
-    {"steps", "loras", "anti_drift", "amplify_first_chunk", "video", "input_reference"}
-)
+_BROKEN = frozenset({"guidance_scale", "motion", "scale"})
+_REFERENCES = frozenset({"input_reference", "image_reference", "video_reference"})
+_JSON = _REFERENCES | {
+    "steps", "num_inference_steps", "pyramid_num_inference_steps_list", "loras", "lora", "video",
+    "anti_drift", "amplify_first_chunk", "is_amplify_first_chunk", "extra_params",
+}  # fmt: skip
 
 
 @dataclass
@@ -40,10 +45,12 @@ class Form:
 
     Attributes:
         fields: texts by name.
+        nested: names with brackets and their texts, in their order; a name may be there often.
         files: for each file its field, what the client called it, and where it lies.
     """
 
     fields: dict[str, str] = field(default_factory=dict)
+    nested: list[tuple[str, str]] = field(default_factory=list)
     files: dict[str, tuple[str, Path]] = field(default_factory=dict)
 
 
@@ -76,21 +83,33 @@ def checked(value: dict[str, Any], kind: type[T]) -> T:
         raise from_validation(error) from None
 
 
-def form_values(fields: dict[str, str]) -> dict[str, Any]:
-    """Texts of a form as JSON would have them; what is no number stays text and is refused."""
-    values: dict[str, Any] = {}
-    for name, text in fields.items():
-        values[name] = text
-        try:
-            if name in _WHOLE and text.isascii() and text.lstrip("-").isdigit():
-                values[name] = int(text[:40])
-            elif name in _BROKEN:
-                values[name] = float(text[:40])
-            elif name in _JSON:
-                values[name] = json.loads(text[:MOST_FIELD])
-        except (ValueError, RecursionError):
-            continue
+def form_values(fields: dict[str, str], nested: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Texts of a form as JSON would have them; what is no number stays text and is refused.
+
+    Args:
+        fields: texts by name.
+        nested: names such as ``steps[]`` or ``video[id]``, as the official client writes them.
+    """
+    values = {name: _plain(name, text) for name, text in fields.items()}
+    for name, text in nested:
+        words = [word for word in name.replace("]", "").split("[") if word]
+        if not put_nested(values, name, _plain(words[-1] if words else "", text)):
+            values[name] = text
     return values
+
+
+def _plain(name: str, text: str) -> Any:
+    """The value of the field ``name``, the text itself if it is not of its kind."""
+    try:
+        if name in _WHOLE and text.isascii() and text.lstrip("-").isdigit():
+            return int(text[:40])
+        if name in _BROKEN:
+            return float(text[:40])
+        if name in _JSON:
+            return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    return text
 
 
 @asynccontextmanager
@@ -176,7 +195,8 @@ class _Receiver:
                 raise ApiError(413, "body_too_large", "the file is too large", self._name[:100])
             self._file.write(data[start:end])
             return
-        if self._size > MOST_FIELD:
+        large = self._name.partition("[")[0] in _REFERENCES
+        if self._size > (MOST_REFERENCE if large else MOST_FIELD):
             raise ApiError(400, "invalid_multipart", "a field is too long", self._name[:100])
         self._text.extend(data[start:end])
 
@@ -184,6 +204,8 @@ class _Receiver:
         if self._file is not None:
             self._file.close()
             self._file = None
+        elif "[" in self._name:
+            self.form.nested.append((self._name, self._text.decode("utf-8")))
         else:
             self.form.fields[self._name] = self._text.decode("utf-8")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-__all__ = ["ApiError", "from_validation", "from_worker", "job_error"]
+__all__ = ["ApiError", "from_job", "from_validation", "from_worker", "job_error"]
 
 _TYPES = {
     401: "authentication_error",
@@ -31,6 +31,9 @@ _WORKER_STATUS = {
     "worker_crashed": 503,
     "timeout": 503,
     "not_ready": 503,
+    "cancelled": 409,
+    "server_shutdown": 503,
+    "server_restarted": 503,
 }
 _JOB_MESSAGES = {
     "cancelled": "The job was cancelled.",
@@ -105,6 +108,11 @@ def _guessed(message: str) -> str | None:
 def job_error(code: str, message: str | None = None) -> dict[str, str]:
     """The ``error`` of a failed job."""
     return {"code": code, "message": message or _JOB_MESSAGES.get(code, "The job failed.")}
+
+
+def from_job(error: Mapping[str, str]) -> ApiError:
+    """The answer for somebody who waits for a job that failed."""
+    return ApiError(_WORKER_STATUS.get(error["code"], 500), error["code"], error["message"])
 
 
 def from_validation(error: ValidationError, *, skip: int = 0) -> ApiError:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from helios.geometry import CHUNK_FRAMES, FPS
+from helios.serving.dialects import translated
 from helios.words import check_prompt
 
 __all__ = [
@@ -157,12 +158,16 @@ class InputReference(_Strict):
     session_id: SessionId | None = None
     image_url: Annotated[str, Field(max_length=96 << 20)] | None = None
     """A ``data:`` URL; no address is ever opened."""
+    video_url: Annotated[str, Field(max_length=96 << 20)] | None = None
+    """The same."""
 
     @model_validator(mode="after")
     def _one(self) -> InputReference:
         given = [value for value in self.__dict__.values() if value is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of file_id, video_id, session_id and image_url")
+            raise ValueError(
+                "give exactly one of file_id, video_id, session_id, image_url and video_url"
+            )
         return self
 
 
@@ -203,7 +208,9 @@ class Generation(_Strict):
 
 
 class CreateVideo(Generation):
-    """``POST /v1/videos``."""
+    """``POST /v1/videos``; names of other servers are taken too, see ``dialects``."""
+
+    _names = model_validator(mode="before")(translated)
 
     num_frames: Annotated[int, Field(ge=1, le=MAX_JOB_FRAMES)] | None = None
     seconds: (

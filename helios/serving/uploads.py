@@ -113,8 +113,9 @@ class Uploads:
         """What a worker needs to start from ``asked``; see ``read_reference``."""
         if asked is None:
             return None
-        if asked.image_url is not None:
-            return self._pixels(await self.add_data_url(asked.image_url, owner))
+        url = asked.image_url if asked.image_url is not None else asked.video_url
+        if url is not None:
+            return self._pixels(await self.add_data_url(url, owner))
         if asked.file_id is not None:
             return self._pixels(self.find(asked.file_id, owner, "input_reference"))
         return self._result(asked, owner)

@@ -13,18 +13,22 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from helios.serving.bodies import Form, checked, form_values, read_form, read_json
 from helios.serving.documents import described
-from helios.serving.errors import ApiError
+from helios.serving.errors import ApiError, from_job
 from helios.serving.files import send_file
 from helios.serving.job import Job
 from helios.serving.journal import Record
+from helios.serving.logs import log
 from helios.serving.protocol import CreateVideo, ExtendVideo, InputReference, RemixVideo
 from helios.serving.service import Service
 from helios.serving.shapes import video_shape
+from helios.serving.spritesheet import spritesheet
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 KEEP_ALIVE_SECONDS = 15.0
+LOOK_SECONDS = 0.5
+"""Between two looks whether a client that waits is still there."""
 MOST_KEY = 255
 
 
@@ -45,6 +49,30 @@ def _find(request: Request, video_id: str) -> Record:
 @router.post("", **described(CreateVideo, multipart=True))
 async def create_video(request: Request) -> JSONResponse:
     """Accept a job."""
+    return JSONResponse(video_shape(_service(request), await _accepted(request)))
+
+
+@router.post("/sync", **described(CreateVideo, multipart=True))
+async def create_and_wait(request: Request) -> Response:
+    """Make a video while the client waits, and answer with the file; who leaves cancels it."""
+    service, record = _service(request), await _accepted(request)
+    while (job := service.jobs.active(record.id)) is not None:
+        seen = job.version
+        if service.jobs.is_active(record.id):
+            await job.change(seen, LOOK_SECONDS)
+        if await request.is_disconnected():
+            await service.jobs.delete(record)
+            return Response(status_code=499)
+    if record.document["status"] != "completed":
+        raise from_job(record.document["error"])
+    path = service.store.folder(record.id) / "video.mp4"
+    answer = send_file(request, path, f"{record.id}.mp4", "video/mp4")
+    answer.headers["x-video-id"] = record.id
+    return answer
+
+
+async def _accepted(request: Request) -> Record:
+    """The job that a request asks for; the same one again for the same ``Idempotency-Key``."""
     service, owner = _service(request), _owner(request)
     key = request.headers.get("idempotency-key")
     if key is not None and len(key) > MOST_KEY:
@@ -52,25 +80,18 @@ async def create_video(request: Request) -> JSONResponse:
     if key is not None:
         for record in service.journal.all("video", owner):
             if record.document.get("idempotency_key") == key:
-                return JSONResponse(video_shape(service, record))
+                return record
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        record = await _create_from_form(request, service, owner, key)
-    else:
-        asked = await read_json(request, CreateVideo)
-        record = await service.jobs.create(asked, owner, idempotency_key=key)
-    return JSONResponse(video_shape(service, record))
+        return await _create_from_form(request, service, owner, key)
+    asked = await read_json(request, CreateVideo)
+    return await service.jobs.create(asked, owner, idempotency_key=key)
 
 
 async def _create_from_form(
     request: Request, service: Service, owner: str, key: str | None
 ) -> Record:
     async with read_form(request, service) as form:
-        values = form_values(form.fields)
-        # The official client writes an object as fields named with brackets.
-        for name in list(values):
-            if name.startswith("input_reference[") and name.endswith("]"):
-                inner = values.pop(name)
-                values.setdefault("input_reference", {})[name[16:-1]] = inner
+        values = await asyncio.to_thread(form_values, form.fields, form.nested)
         unknown = [name for name in form.files if name != "input_reference"]
         if unknown:
             raise ApiError(400, "unknown_parameter", "unknown file", unknown[0][:100])
@@ -123,11 +144,9 @@ async def extend_video(request: Request) -> JSONResponse:
     service, owner = _service(request), _owner(request)
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         async with read_form(request, service) as form:
-            values = form_values(form.fields)
+            values = form_values(form.fields, form.nested)
             if "video" in form.files:
                 return await _extend_upload(request, service, values, form)
-            if "video[id]" in values:
-                values["video"] = {"id": values.pop("video[id]")}
             asked = checked(values, ExtendVideo)
     else:
         asked = await read_json(request, ExtendVideo)
@@ -193,8 +212,9 @@ async def remix_video(request: Request, video_id: str) -> JSONResponse:
 async def get_content(request: Request, video_id: str, variant: str = Query("video")) -> Response:
     """The finished file, or a picture of it."""
     record = _find(request, video_id)
-    if variant not in ("video", "thumbnail"):
-        raise ApiError(400, "invalid_value", "variant must be video or thumbnail", "variant")
+    if variant not in ("video", "thumbnail", "spritesheet"):
+        text = "variant must be video, thumbnail or spritesheet"
+        raise ApiError(400, "invalid_value", text, "variant")
     if record.document["status"] != "completed":
         raise ApiError(409, "video_not_ready", "the video is not complete", "video_id")
     folder = _service(request).store.folder(record.id)
@@ -202,6 +222,16 @@ async def get_content(request: Request, video_id: str, variant: str = Query("vid
         return send_file(
             request, folder / "thumbnail.jpg", f"{record.id}.jpg", "image/jpeg", inline=True
         )
+    if variant == "spritesheet":
+        sheet = folder / "spritesheet.jpg"
+        if not sheet.exists():
+            try:
+                await asyncio.to_thread(spritesheet, folder / "video.mp4", sheet)
+            except OSError as error:
+                log("spritesheet_not_made", job=record.id, detail=str(error))
+                text = "the pictures cannot be stored"
+                raise ApiError(507, "insufficient_storage", text) from None
+        return send_file(request, sheet, f"{record.id}.jpg", "image/jpeg", inline=True)
     return send_file(request, folder / "video.mp4", f"{record.id}.mp4", "video/mp4")
 
 

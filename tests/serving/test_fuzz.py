@@ -14,7 +14,7 @@ def test_schema_driven_requests_meet_no_server_error(server: Server) -> None:
         "run", f"{server.address}/openapi.json",
         "--max-examples", "3", "--seed", "1", "--checks", "not_a_server_error",
         "--phases", "examples,coverage,fuzzing", "--mode", "all", "--no-color",
-        "--request-timeout", "20", "--exclude-path-regex", "/health/ready|/events|/stream",
+        "--request-timeout", "20", "--exclude-path-regex", "/health/ready|/events|/stream|/sync",
     ]  # fmt: skip
     code = "from schemathesis.cli import schemathesis; schemathesis()"
     command = [sys.executable, "-c", code, *options]
