@@ -87,7 +87,7 @@ def _start(asked: Mapping[str, Any]) -> dict[str, Any]:
 
     imported = time.perf_counter()
     # Who makes videos does without these, so they do not count.
-    from helios.cli.bench import subject_of
+    from helios.cli.subjects import subject_of
     from helios.evaluation import own_arms
 
     resumed = time.perf_counter()
