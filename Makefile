@@ -75,7 +75,7 @@ bench-memory: .venv/.dev ## 500 chunks: memory and time per chunk, against diffu
 	.venv/bin/python benchmarks/bench_memory.py
 
 realtime: .venv/.dev ## frames a second of MODEL on a CPU, the mp4 included
-	recipes/realtime.sh $(or $(MODEL),tiny) realtime.json
+	recipes/realtime.sh $(or $(MODEL),tiny) realtime.json realtime.svg
 
 soak: .venv/.dev ## load on a running server, in the short form: under half an hour
 	.venv/bin/python benchmarks/soak.py --seconds 60 --chunks 2619 --report docs/results/soak.json

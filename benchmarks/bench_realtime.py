@@ -2,6 +2,7 @@
 
     python benchmarks/bench_realtime.py --model DIR [--steps 1,1,1] [--threads 2] [--chunks 40]
                                         [--dtype bfloat16 --dtype float32] [--out FILE.json]
+                                        [--plot FILE.svg]
 
 For each dtype one stream is written to an mp4. The clock runs from the request to the complete
 file: text, sampling, decoding and encoding. Then the encoder is timed alone, and the operators of
@@ -28,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import helios
 from helios.evaluation import hardware
+from helios.evaluation.charts import bar_chart
 from helios.geometry import CHUNK_FRAMES
 from helios.media import VideoWriter
 from helios.pipeline import Chunk, Pipeline, Request
@@ -39,6 +41,15 @@ WARM_CHUNKS = 2
 PROFILED_CHUNKS = 3
 SHOWN = 12
 """Operators in a table."""
+KINDS = {
+    "attention": ("scaled_dot_product",),
+    "products": ("addmm", "aten::mm", "linear"),
+    "convolutions": ("conv",),
+    "norms, activations": ("NormSiLU", "norm", "silu", "gelu", "reciprocal", "clamp_min", "pow"),
+    "copies, conversions": ("copy", "cat", "empty"),
+    "all else": ("",),
+}
+"""What an operator belongs to: the first kind of which its name holds a word."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +62,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="a large red ball bounces on green grass")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file; the report comes beside it")
+    parser.add_argument("--plot", type=Path, help="SVG file: where the time goes")
     options = parser.parse_args(arguments)
     if options.chunks < 2 or options.threads < 1:
         parser.error("--chunks must be at least 2 and --threads at least 1")
@@ -127,7 +139,7 @@ def operators(run: Callable[[], object], count: int) -> dict[str, dict[str, floa
 
 
 def profiled(pipe: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
-    """Operators of decoding, and of everything else in a chunk but the encoder."""
+    """Operators and kinds, of decoding and of everything else in a chunk but the encoder."""
 
     def later_chunks() -> Iterator[Chunk]:
         # The first chunk may have more steps and reads the prompt.
@@ -148,7 +160,21 @@ def profiled(pipe: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
         name: {part: max(0.0, row[part] - decoding.get(name, {}).get(part, 0.0)) for part in row}
         for name, row in whole.items()
     }
-    return {"sampling": ordered(sampling), "decoding": ordered(decoding)}
+    parts = {"sampling": sampling, "decoding": decoding}
+    return {
+        "operators": {part: ordered(rows) for part, rows in parts.items()},
+        "kinds": {part: by_kind(rows) for part, rows in parts.items()},
+    }
+
+
+def by_kind(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Milliseconds of operators of the same kind together."""
+    sums = dict.fromkeys(KINDS, 0.0)
+    for name, row in rows.items():
+        sums[next(kind for kind, words in KINDS.items() if any(w in name for w in words))] += row[
+            "ms"
+        ]
+    return {kind: round(value, 1) for kind, value in sums.items()}
 
 
 def ordered(rows: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -167,8 +193,7 @@ def measure(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     figures = end_to_end(pipe, request_of(options, options.chunks))
     wanted = WANTED[dtype] if dtype == "float32" or matrix_extensions() else None
     passed = wanted is None or figures["frames_per_second"] >= wanted
-    profiles = profiled(pipe, options)
-    return figures | {"wanted": wanted, "passed": passed, "operators": profiles}
+    return figures | {"wanted": wanted, "passed": passed} | profiled(pipe, options)
 
 
 def matrix_extensions() -> bool:
@@ -216,6 +241,17 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot(result: Mapping[str, Any]) -> str:
+    """Where a later chunk's time goes, one bar per dtype and part, as SVG."""
+    rows = [
+        (f"{part}, {dtype}", list(row["kinds"][part].values()))
+        for dtype, row in result["dtypes"].items()
+        for part in row["kinds"]
+    ]
+    title = f"One chunk of {CHUNK_FRAMES} frames on {result['machine']['threads']} threads"
+    return bar_chart(title, rows, list(KINDS), x_label="milliseconds", alone=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
@@ -235,6 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         options.out.with_suffix(".md").write_text(text, "utf-8")
+    if options.plot is not None:
+        options.plot.write_text(plot(result), "utf-8")
     return 0 if all(row["passed"] for row in result["dtypes"].values()) else 1
 
 

@@ -1,4 +1,4 @@
-"""Small plots as SVG text: lines with bands, and points with intervals. No plotting library.
+"""Small plots as SVG text: lines with bands, points with intervals, bars. No plotting library.
 
 Colours are CSS variables, so that one drawing serves light and dark pages; drawn to stand alone,
 a plot carries its own style and follows the reader's setting.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["PALETTE", "STYLE", "Band", "Dot", "dot_chart", "line_chart"]
+__all__ = ["PALETTE", "STYLE", "Band", "Dot", "bar_chart", "dot_chart", "line_chart"]
 
 PALETTE = 8
 """Colours there are; further lines begin again."""
@@ -181,6 +181,49 @@ def dot_chart(
         extra, keys = _legend(names, width, height)
         body += keys
     return _svg(title, body, width, height + 18 * extra, alone=alone)
+
+
+def bar_chart(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    names: Sequence[str],
+    *,
+    x_label: str = "",
+    width: int = 720,
+    alone: bool = False,
+) -> str:
+    """One bar per row, made of parts that follow each other, as one ``<svg>``.
+
+    Args:
+        title: above the plot.
+        rows: name and the lengths of its parts, none below 0.
+        names: of the parts, for the legend.
+        x_label: below the axis.
+        width: pixels at natural size.
+        alone: whether the style goes inside, for a file of its own.
+    """
+    side, tall = 16 + round(7.2 * max((len(name) for name, _ in rows), default=0)), 26
+    height = TOP + tall * len(rows) + BOTTOM
+    most = max((sum(parts) for _, parts in rows), default=0.0) or 1.0
+    scale = (width - side - RIGHT) / most
+    body = [_text(12, 18, title, "title")]
+    for tick in _ticks(0.0, most, 6):
+        x = side + scale * tick
+        body.append(_line(x, TOP, x, height - BOTTOM))
+        body.append(_text(x, height - 16, _number(tick), anchor="middle"))
+    if x_label:
+        body.append(_text(width - RIGHT, height - 3, x_label, anchor="end"))
+    for line, (name, parts) in enumerate(rows):
+        top, x = TOP + tall * line + 4, float(side)
+        body.append(_text(side - 8, top + 13, name, "name", "end"))
+        for number, part in enumerate(parts):
+            body.append(
+                f'<rect x="{x:.1f}" y="{top}" width="{scale * part:.1f}" height="{tall - 8}" '
+                f'style="fill:var(--s{number % PALETTE})"/>'
+            )
+            x += scale * part
+    extra, keys = _legend(names, width, height)
+    return _svg(title, body + keys, width, height + 18 * extra, alone=alone)
 
 
 def _svg(title: str, body: Sequence[str], width: int, height: int, *, alone: bool) -> str:

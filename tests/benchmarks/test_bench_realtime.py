@@ -31,7 +31,8 @@ def test_frames_of_the_whole_file_are_counted(
 ) -> None:
     out = tmp_path / "figures" / "realtime.json"
     how = ["--steps", "1", "--chunks", "3", "--dtype", "float32", "--prompt", "a red ball"]
-    code = program.main(["--model", str(model), *how, "--out", str(out)])
+    picture = tmp_path / "profile.svg"
+    code = program.main(["--model", str(model), *how, "--out", str(out), "--plot", str(picture)])
     result = json.loads(out.read_text())
     row = result["dtypes"]["float32"]
     assert row["frames"] == 99
@@ -44,6 +45,12 @@ def test_frames_of_the_whole_file_are_counted(
     text = out.with_suffix(".md").read_text()
     assert text in capsys.readouterr().out
     assert "| float32 | **" in text
+    assert row["kinds"]["decoding"]["convolutions"] > 0
+    assert row["kinds"]["sampling"]["products"] > 0
+    for part in ("sampling", "decoding"):
+        total = sum(one["ms"] for one in row["operators"][part])
+        assert sum(row["kinds"][part].values()) == pytest.approx(total, abs=0.5)
+    assert picture.read_text().count("<rect") == 1 + 2 * len(program.KINDS)
 
 
 def test_operators_are_counted_per_chunk(program: ModuleType) -> None:

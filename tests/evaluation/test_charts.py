@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from helios.evaluation.charts import Band, Dot, dot_chart, line_chart
+from helios.evaluation.charts import Band, Dot, bar_chart, dot_chart, line_chart
 
 SPACE = "{http://www.w3.org/2000/svg}"
 
@@ -72,3 +72,15 @@ def test_points_and_their_intervals() -> None:
 def test_a_plot_alone_brings_its_style() -> None:
     assert "prefers-color-scheme" in line_chart("x", [band("a", [1.0, 2.0])], alone=True)
     assert "<style>" not in line_chart("x", [band("a", [1.0, 2.0])])
+
+
+def test_parts_of_a_bar_follow_each_other_to_scale() -> None:
+    rows = [("long", [30.0, 10.0]), ("short", [0.0, 10.0])]
+    root = ET.fromstring(bar_chart("bars", rows, ["one", "two"], width=400))
+    bars = [(float(r.get("x", "")), float(r.get("width", ""))) for r in root.iter(f"{SPACE}rect")]
+    (x0, w0), (x1, w1), (x2, w2), (x3, w3) = bars
+    assert x1 == pytest.approx(x0 + w0, abs=0.2)
+    assert w0 == pytest.approx(3 * w1, abs=0.3)
+    assert x0 == x2 == x3
+    assert (w2, w3) == (0, w1)
+    assert x1 + w1 <= 400
