@@ -14,13 +14,23 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from helios.serving.config import Limits
 from helios.serving.errors import ApiError
 from helios.serving.logs import log
 from helios.serving.protocol import SUBPROTOCOL
 from helios.serving.security import Guard
 from helios.serving.service import Service
 
-__all__ = ["Edge", "address_of", "headers_of", "refuse_http", "refuse_socket"]
+__all__ = [
+    "Edge",
+    "Metered",
+    "address_of",
+    "body_limit",
+    "check_length",
+    "headers_of",
+    "refuse_http",
+    "refuse_socket",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -81,7 +91,11 @@ class Edge:
 
         try:
             self._check_request(scope, headers)
-            await self._app(scope, _Metered(receive, self._limit(headers), headers), answer)
+            await self._app(
+                scope,
+                Metered(receive, body_limit(self._service.config.limits, headers), headers),
+                answer,
+            )
         except ApiError as error:
             await refuse_http(answer, error)
         except Exception as error:
@@ -114,22 +128,13 @@ class Edge:
         if headers.get("content-encoding", "identity") != "identity":
             raise ApiError(415, "unsupported_encoding", "send the body without Content-Encoding")
         length = headers.get("content-length")
-        if length is not None:
-            if not (length.isascii() and length.isdigit() and len(length) < 16):
-                raise ApiError(400, "invalid_value", "Content-Length is not a number")
-            if int(length) > self._limit(headers):
-                raise _too_large()
+        check_length(headers, limits)
         has_body = length not in (None, "0") or "transfer-encoding" in headers
         kind = headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if (has_body or kind) and kind not in _BODIES:
             raise ApiError(
                 415, "unsupported_content_type", "send application/json or multipart/form-data"
             )
-
-    def _limit(self, headers: dict[str, str]) -> int:
-        whole = self._service.config.limits.body
-        kind = headers.get("content-type", "")
-        return whole if kind.startswith("multipart/") else min(whole, 32 << 20)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, protocols = headers_of(scope), scope.get("subprotocols", [])
@@ -147,7 +152,28 @@ class Edge:
         await self._app(scope, receive, send)
 
 
-class _Metered:
+def body_limit(limits: Limits, headers: dict[str, str]) -> int:
+    """Bytes that a request with these headers may send."""
+    kind = headers.get("content-type", "")
+    return limits.body if kind.startswith("multipart/") else min(limits.body, 32 << 20)
+
+
+def check_length(headers: dict[str, str], limits: Limits) -> None:
+    """Refuse a body that says that it is too large.
+
+    Raises:
+        ApiError: 413 ``body_too_large``, 400 for a length that is no number.
+    """
+    length = headers.get("content-length")
+    if length is None:
+        return
+    if not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise ApiError(400, "invalid_value", "Content-Length is not a number")
+    if int(length) > body_limit(limits, headers):
+        raise _too_large()
+
+
+class Metered:
     """``receive`` that counts what arrives and how fast."""
 
     def __init__(self, receive: Receive, limit: int, headers: dict[str, str]) -> None:
@@ -157,6 +183,11 @@ class _Metered:
         self._over = False
 
     async def __call__(self) -> MutableMapping[str, Any]:
+        """The next message.
+
+        Raises:
+            ApiError: 408 or 413.
+        """
         if self._over:
             return await self._receive()
         try:

@@ -38,7 +38,7 @@ def metered(
             left -= 1
             return {"type": "http.request", "body": bytes(size), "more_body": left >= 0}
 
-        take, taken = edge._Metered(receive, limit, {}), 0
+        take, taken = edge.Metered(receive, limit, {}), 0
         while True:
             message = await take()
             taken += len(message["body"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from helios.serving.ray_app import COOKIE, node_of
+from helios.serving.gateway import COOKIE, node_of
 
 from .harness import QUICK, Server, finished, make
 
@@ -83,7 +83,7 @@ def check_cookies(gateway: Server) -> None:
     with gateway.client() as one, gateway.client() as two:
         words = {}
         for client in (one, two):
-            while client.get("/v1/status").status_code == 200:
+            while client.get("/").status_code == 200:
                 word = client.cookies[COOKIE]
                 if node_of(word, 2) not in words:
                     words[node_of(word, 2)] = word
