@@ -21,6 +21,7 @@ from helios.serving.live_socket import HangupError, LiveSocket, MessageRate
 from helios.serving.logs import log
 from helios.serving.session import Session, states_in
 from helios.serving.strict_json import parse_object
+from helios.serving.supervisor import lost_worker
 from helios.serving.transport import Message
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class LiveConnection:
         self._owner = owner
         self._limits = service.config.limits
         self._session: Session | None = None
+        self._lost: ApiError | None = None
+        """Why the last session is gone, until there is another."""
         self._starting: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._place = 0
@@ -162,6 +165,8 @@ class LiveConnection:
     @property
     def _running(self) -> Session:
         if self._session is None:
+            if self._lost is not None:
+                raise self._lost
             raise ApiError(409, "no_session", "there is no session yet; send session.start")
         return self._session
 
@@ -198,7 +203,7 @@ class LiveConnection:
 
     async def _show(self, session: Session, *, replay_from: int | None = None) -> None:
         """Make ``session`` the one of this connection and carry what it makes."""
-        self._session = session
+        self._session, self._lost = session, None
         await self._socket.say(
             "session.created",
             session=session.id,
@@ -335,9 +340,9 @@ class LiveConnection:
 
     async def _failed(self, session: Session, message: Message) -> None:
         """The worker lost the session; it goes on from its last state when asked."""
-        text = message.get("message") or "the worker is being replaced; resume the session"
-        await self._socket.refuse(ApiError(503, message["code"], text), None)
-        self._session = None
+        error = lost_worker(message["code"], message.get("message"))
+        self._session, self._lost = None, error
+        await self._socket.refuse(error, None)
         await self._service.sessions.lose(session, message["code"])
         await self._socket.say(
             "session.done",

@@ -113,12 +113,16 @@ class Session:
             for name in ("chunk", "start_frame", "frames", "prompt", "timings", "thumbnail")
         }
         await asyncio.to_thread(self.recording.append, noted, body)
-        now = time.monotonic()
-        busy = self._autosave is not None and not self._autosave.done()
-        if now - self._saved > AUTOSAVE_SECONDS and not busy:
-            self._saved = now
-            # Written between two steps of the chunk being made; the one at hand must not wait.
+        if time.monotonic() - self._saved > AUTOSAVE_SECONDS:
+            self._save_soon()
+
+    def _save_soon(self) -> None:
+        """Let a state be written between two steps of the chunk being made; nothing waits."""
+        if self._autosave is None or self._autosave.done():
+            self._saved = time.monotonic()
             self._autosave = asyncio.create_task(self.autosave())
+        else:
+            self._saved = -math.inf  # once more, after the next chunk
 
     async def autosave(self) -> None:
         """Write the newest state, to go on from if the worker dies."""
@@ -140,6 +144,8 @@ class Session:
         self._service.sessions.note_prompt(
             self.record_, answer["soonest"], answer["chunk"], asked.prompt
         )
+        # What was promised is kept although the worker may die: it is part of the state.
+        self._save_soon()
         return answer
 
     async def set_loras(self, loras: dict[str, float]) -> int:

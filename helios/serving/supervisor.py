@@ -22,7 +22,7 @@ from helios.serving.metrics import Metrics
 from helios.serving.spares import Spares, WorkerEnd
 from helios.serving.transport import ClosedError, Message, receive
 
-__all__ = ["BrokenModelError", "StreamHandle", "Supervisor", "WorkerProcess"]
+__all__ = ["BrokenModelError", "StreamHandle", "Supervisor", "WorkerProcess", "lost_worker"]
 
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 MOST_CRASHES, CRASH_WINDOW = 5, 300.0
@@ -36,6 +36,11 @@ class BrokenModelError(RuntimeError):
         self.kind = kind
 
 
+def lost_worker(code: str, why: str | None = None) -> ApiError:
+    """What is said of a worker that died or hung, or in its own words what it lost a stream by."""
+    return ApiError(503, code, why or "the worker is being replaced; resume the session")
+
+
 class StreamHandle:
     """A stream of a worker, as seen from here.
 
@@ -43,6 +48,7 @@ class StreamHandle:
         events: what the worker said of it, with bytes; the worker never sends more than two
             chunks ahead of ``taken``.
         header: the initialisation segment.
+        lost: why its worker is gone, once it is; whatever is asked then is refused with that code.
     """
 
     def __init__(self, worker: WorkerProcess, name: str) -> None:
@@ -51,9 +57,16 @@ class StreamHandle:
         self.events: asyncio.Queue[tuple[Message, bytes]] = asyncio.Queue()
         self.header = b""
         self.info: Message = {}
+        self.lost: str | None = None
 
     async def call(self, op: str, **values: Any) -> Message:
-        """Ask the worker to do something with this stream."""
+        """Ask the worker to do something with this stream.
+
+        Raises:
+            ApiError: if it refuses, or is lost: then with the code of the loss, now and later.
+        """
+        if self.lost is not None:
+            raise lost_worker(self.lost)
         return await self.worker.call(op, stream=self.name, **values)
 
     def tell(self, op: str, **values: Any) -> None:
@@ -181,21 +194,23 @@ class WorkerProcess:
         """After a life: nobody waits for this worker any more."""
         was_ready, self.ready = self.ready, False
         end, self._end = self._end, None
-        if end is not None:
-            code = await end.bury()
-            if not self._stopping:
-                log("worker_lost", worker=self.number, exit=code, was_ready=was_ready)
         if self.reason in ("", "starting"):
             self.reason = "the worker is being restarted"
+        # Said before the process is buried, which takes time: who asks meanwhile is told why.
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(ApiError(503, self._loss, "the worker is being replaced"))
+                future.set_exception(lost_worker(self._loss))
         self._calls.clear()
         for stream in list(self.streams.values()):
+            stream.lost = self._loss
             failed = {"event": "failed", "stream": stream.name, "code": self._loss, "message": None}
             stream.events.put_nowait((failed, b""))
         self.streams.clear()
         self._changed()
+        if end is not None:
+            code = await end.bury()
+            if not self._stopping:
+                log("worker_lost", worker=self.number, exit=code, was_ready=was_ready)
 
     def _hear(self, message: Message, body: bytes) -> None:
         event = message.get("event")

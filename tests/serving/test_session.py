@@ -16,8 +16,8 @@ from helios.pipeline import Pipeline, load
 from helios.serving.journal import Record
 from helios.serving.session import KEPT_STATES, Session, state_name, states_in
 
-from .harness import Live, Server, wait_for
-from .test_live import offline, shown
+from .harness import PROMPT, Live, Server, wait_for
+from .test_live import OTHER, offline, shown
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,58 @@ def test_states_written_on_the_way_stay_few_and_saved_ones_stay(tmp_path: Path) 
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         state_name(n) for n in states_in(tmp_path)
     ]
+
+
+def test_a_change_in_between_is_refused_with_the_loss_and_taken_afterwards(
+    server: Server, reference: Pipeline, tmp_path: Path
+) -> None:
+    server.fault("slow", seconds=0.1)
+    try:
+        with server.live() as live:
+            session = live.start(num_frames=132, ahead=1)["session"]
+            live.until("video.chunk")
+            kill_worker(server, live)
+            for event in ("one", "two"):
+                live.send("session.prompt", prompt=OTHER, event_id=event)
+                while live.receive()["type"] != "error":
+                    pass
+                error = live.messages[-1]["error"]
+                assert (error["code"], error["event_id"]) == ("worker_crashed", event)
+            live.send("session.resume", session=session, have=0, ahead=2)
+            live.until("video.start")
+            live.send("session.prompt", prompt=OTHER, chunk=3, transition_chunks=0)
+            assert live.until("prompt.queued")["chunk"] == 3
+            for chunk in range(3):
+                live.send("session.played", chunk=chunk)
+            assert live.until("session.done")["reason"] == "complete"
+    finally:
+        server.fault("slow", seconds=0)
+    film = shown(live.film(len(live.media)), tmp_path / "live.mp4")
+    track = [(0, PROMPT), (3, OTHER)]
+    assert np.array_equal(film, offline(reference, tmp_path / "off.mp4", track, num_frames=132))
+
+
+def test_a_change_that_was_accepted_outlives_the_worker(
+    server: Server, reference: Pipeline, tmp_path: Path
+) -> None:
+    """Nobody asks for it again: it is part of the state that was written with it."""
+    with server.live() as live:
+        session = live.start(num_frames=132, ahead=1)["session"]
+        live.until("video.chunk")
+        live.until("video.chunk")
+        folder = server.data / "sessions" / session
+        seen = {path: path.stat().st_mtime_ns for path in folder.glob("state-*")}
+        live.send("session.prompt", prompt=OTHER, chunk=3, transition_chunks=0)
+        live.until("prompt.queued")
+
+        def written() -> bool:
+            now = {path: path.stat().st_mtime_ns for path in folder.glob("state-*")}
+            return now != seen
+
+        wait_for(written, 10, "the state")
+        kill_worker(server, live)
+        live.send("session.resume", session=session, have=0)
+        live.until("session.done")
+    film = shown(live.film(len(live.media)), tmp_path / "live.mp4")
+    track = [(0, PROMPT), (3, OTHER)]
+    assert np.array_equal(film, offline(reference, tmp_path / "off.mp4", track, num_frames=132))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helios.serving import Limits, ServeConfig
+from helios.serving.errors import ApiError
 from helios.serving.metrics import Metrics
 from helios.serving.supervisor import StreamHandle, WorkerProcess
 
@@ -23,7 +24,11 @@ class End:
         self.killed = True
 
     async def bury(self) -> int:
+        await asyncio.sleep(0)
         return -9
+
+    def tell(self, message: dict[str, Any]) -> None:
+        self.told = message
 
 
 def a_worker() -> tuple[WorkerProcess, Any]:
@@ -89,5 +94,39 @@ def test_calls_of_an_old_life_fail_with_its_reason() -> None:
         with pytest.raises(Exception, match="replaced"):
             await waiting
         worker._hear({"event": "answer", "call": 7, "chunk": 3}, b"")  # too late
+
+    asyncio.run(play())
+
+
+def test_whoever_asks_while_a_process_is_buried_is_told_why() -> None:
+    """A change that comes between two lives is refused with the loss, never as a new mistake."""
+
+    async def play() -> None:
+        worker, end = a_worker()
+        stream = StreamHandle(worker, "session_x/1")
+        worker.streams[stream.name] = stream
+        asked = asyncio.create_task(stream.call("prompt", prompt="a"))
+        await asyncio.sleep(0)
+        assert end.told["op"] == "prompt"
+        buried = asyncio.Event()
+
+        async def bury() -> int:
+            await buried.wait()
+            return -9
+
+        end.bury = bury
+        burial = asyncio.create_task(worker._bury())
+        await asyncio.sleep(0)
+        calls = [asked, asyncio.create_task(stream.call("prompt", prompt="b"))]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [getattr(answer, "code", None) for answer in answers] == ["worker_crashed"] * 2
+        assert stream.events.get_nowait()[0]["event"] == "failed"
+        buried.set()
+        await burial
+        # The next life does not know the stream: still the same answer.
+        worker._end, worker.ready, worker._loss = End(), True, "worker_crashed"  # type: ignore[assignment]
+        with pytest.raises(ApiError) as caught:
+            await stream.call("stop")
+        assert caught.value.code == "worker_crashed"
 
     asyncio.run(play())
