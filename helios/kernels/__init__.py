@@ -6,6 +6,7 @@ from helios.kernels.attention import (
     attention,
     attention_e4m3,
     choose,
+    quantise_centred,
     quantise_heads,
 )
 from helios.kernels.dispatch import Machine, machine_of, plain, simulated
@@ -54,6 +55,7 @@ __all__ = [
     "paths",
     "plain",
     "product_error",
+    "quantise_centred",
     "quantise_heads",
     "quantise_rows",
     "rms_norm",

@@ -26,7 +26,15 @@ from helios.kernels.dispatch import (
 )
 from helios.kernels.scaled import E4M3, E4M3_MAX
 
-__all__ = ["Backend", "Heads8", "attention", "attention_e4m3", "choose", "quantise_heads"]
+__all__ = [
+    "Backend",
+    "Heads8",
+    "attention",
+    "attention_e4m3",
+    "choose",
+    "quantise_centred",
+    "quantise_heads",
+]
 
 Backend = Literal["plain", "flash", "cudnn", "flash3"]
 """``plain`` is PyTorch's own choice, on a CPU and for what the others cannot take."""
@@ -125,8 +133,35 @@ def plain_quantise_heads(x: Tensor) -> Heads8:
     return values.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), largest / E4M3_MAX
 
 
+def quantise_centred(x: Tensor) -> tuple[Heads8, Tensor]:
+    """Values ``[B, M, H, d]`` less their mean over the keys, in e4m3, and that mean; no gradient.
+
+    The weights of a softmax add up to one, so attention to the values is attention to what is left
+    plus the mean. What every value has in common must not pass through Hopper's e4m3 products:
+    they keep 14 bits of a running sum, and beside the sum of ten thousand equal numbers the next
+    one is cut off (decision record 7).
+
+    Returns:
+        Numbers and scales as :func:`quantise_heads` gives them, and means ``[B, H, d]`` float32.
+    """
+    if uses_triton(x):
+        from helios.kernels.scaled_triton import quantise_centred as fast
+
+        values, scale, mean = fast(x.detach())
+        return (values, scale), mean
+    return plain_quantise_centred(x)
+
+
 @torch.no_grad()
-def attention_e4m3(query: Heads8, key: Heads8, value: Heads8) -> Tensor:
+def plain_quantise_centred(x: Tensor) -> tuple[Heads8, Tensor]:
+    """The formula of :func:`quantise_centred`."""
+    wide = x.float()
+    mean = wide.mean(dim=1)
+    return plain_quantise_heads(wide - mean[:, None]), mean
+
+
+@torch.no_grad()
+def attention_e4m3(query: Heads8, key: Heads8, value: Heads8, mean: Tensor | None = None) -> Tensor:
     """:func:`attention` of e4m3 numbers, each times the scale of its sample and head.
 
     FlashAttention-3 multiplies them as they are and rounds the probabilities to e4m3 as well;
@@ -136,10 +171,16 @@ def attention_e4m3(query: Heads8, key: Heads8, value: Heads8) -> Tensor:
         query: ``[B, L, H, d]`` of dtype ``float8_e4m3fn`` and its scales ``[B, H]``.
         key: ``[B, M, H, d]`` likewise.
         value: ``[B, M, H, d]`` likewise.
+        mean: ``[B, H, d]`` float32, what `quantise_centred` took from the values, to be added.
 
     Returns:
         ``[B, L, H, d]`` bfloat16.
     """
+    mixed = _centred_attention(query, key, value)
+    return mixed if mean is None else (mixed + mean[:, None]).to(mixed.dtype)
+
+
+def _centred_attention(query: Heads8, key: Heads8, value: Heads8) -> Tensor:
     heads, scales = zip(query, key, value)
     place = query[0].device
     if is_fast(query[0]) and machine_of(place).runs_flash3:

@@ -36,28 +36,35 @@ def share(power):
     )
 
 
-@triton.jit
+# One program for every number of rows: none of its addresses is better for knowing it.
+@triton.jit(do_not_specialize=["together"])
 def gelu_kernel(
     x_ptr,
     bias_ptr,
     out_ptr,
     scale_ptr,
     width,
+    together,
     BIAS: tl.constexpr,
     GELU: tl.constexpr,
     QUANTISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row, or without e4m3 one block of one row, of ``gelu(x + bias)`` or of ``x`` itself."""
+    """One row, or without e4m3 one block of one row, of ``gelu(x + bias)`` or of ``x + bias``.
+
+    So many rows ``together`` have the same bias.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0)
     wide = x.to(tl.float32)
     if BIAS:
-        bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        wide = (wide + bias).to(x.dtype).to(tl.float32)
+        bias_ptr += row // together * width
+        wide += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     if GELU:
+        if BIAS:
+            wide = wide.to(x.dtype).to(tl.float32)
         # Twice sqrt(2 / pi), times log2(e); and that times 0.044715.
         wide = wide * share(wide * (2.302208198 + 0.10294323957 * wide * wide))
     if QUANTISE:
@@ -73,10 +80,14 @@ SLICE = 2048
 
 
 def rowwise(x: Tensor, bias: Tensor | None, *, activate: bool, fp8: bool) -> tuple[Tensor, ...]:
-    """``gelu(x + bias)`` or ``x``; with ``fp8`` as e4m3 values and their scales."""
+    """``gelu(x + bias)`` or ``x + bias``; with ``fp8`` as e4m3 values and their scales.
+
+    ``bias`` is ``[K]``, or ``[B, K]`` with one for every sample of ``x [B, ..., K]``.
+    """
     x = x.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
+    biases = 1 if bias is None else bias.numel() // width
     out = torch.empty(x.shape, dtype=E4M3 if fp8 else x.dtype, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device) if fp8 else out
     block = triton.next_power_of_2(width)
@@ -84,10 +95,11 @@ def rowwise(x: Tensor, bias: Tensor | None, *, activate: bool, fp8: bool) -> tup
         block = min(block, SLICE)
     gelu_kernel[(rows, triton.cdiv(width, block))](
         x,
-        x if bias is None else bias,
+        x if bias is None else bias.contiguous(),
         out,
         scales,
         width,
+        rows // biases,
         BIAS=bias is not None,
         GELU=activate,
         QUANTISE=fp8,

@@ -78,7 +78,8 @@ def norm_kernel(
 
     ``first`` and ``second`` are the gains and offsets, or the scale and shift of the part.
     """
-    sample = tl.program_id(1)
+    # Wide, because samples may lie more than 2^31 numbers apart in all.
+    sample = tl.program_id(1).to(tl.int64)
     group = tl.program_id(0)
     groups_before = tl.cdiv(split, TOKENS)
     noisy = group >= groups_before

@@ -78,7 +78,8 @@ def norm_rope_kernel(
 
     A token is held as its first ``FIRST`` heads and ``REST`` more, both powers of two.
     """
-    sample = tl.program_id(1)
+    # Wide, because samples may lie more than 2^31 numbers apart in all.
+    sample = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(0) * TOKENS
     end = tl.minimum(begin + TOKENS, length)
     width = heads * channels

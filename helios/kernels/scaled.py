@@ -51,17 +51,18 @@ Rows = Tensor | Scaled
 """Input of a matrix product: in full, or already in eight bits."""
 
 
-def quantise_rows(x: Tensor) -> Scaled:
-    """``x`` in e4m3, every row of the last axis with a scale of its own.
+def quantise_rows(x: Tensor, offset: Tensor | None = None) -> Scaled:
+    """``x``, or ``x + offset``, in e4m3, every row of the last axis with a scale of its own.
 
     Args:
-        x: ``[..., K]``, any float dtype. No gradient flows.
+        x: ``[..., K]``, any float dtype; ``[B, L, K]`` with an offset. No gradient flows.
+        offset: ``[B, K]`` float32, added to every row of a sample.
     """
     if uses_triton(x):
         from helios.kernels.scaled_triton import quantise_rows as fast
 
-        return Scaled(*fast(x.detach()))
-    return plain_quantise_rows(x)
+        return Scaled(*fast(x.detach(), offset))
+    return plain_quantise_rows(x if offset is None else x.float() + offset[:, None])
 
 
 @torch.no_grad()

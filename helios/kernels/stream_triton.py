@@ -155,7 +155,8 @@ def stream_kernel(
     held as its first ``HEAD`` columns and ``TAIL`` more, both powers of two: 5120 columns in one
     piece would be 8192, three eighths of them idle. ``WHOLE``: they are all of the columns.
     """
-    sample = tl.program_id(1)
+    # Wide, because samples may lie more than 2^31 numbers apart in all.
+    sample = tl.program_id(1).to(tl.int64)
     group = tl.program_id(0)
     groups_before = tl.cdiv(split, TOKENS)
     noisy = group >= groups_before

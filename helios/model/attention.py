@@ -17,7 +17,9 @@ from helios.kernels import (
     linear,
     norm_rope,
     norm_rope_e4m3,
+    quantise_centred,
     quantise_heads,
+    quantise_rows,
     rms_norm,
     side_by_side,
 )
@@ -112,9 +114,8 @@ class SelfAttention(_Projections):
         """
         first = 0 if keep_history else split
         if self._in_e4m3(x.shape[1]):
-            mixed = self._mix_e4m3(x, rotation, first)
-        else:
-            mixed = self.mix(*self.project(x, rotation, first), split, keep_history=keep_history)
+            return self.out(self._mix_e4m3(x, rotation, first))
+        mixed = self.mix(*self.project(x, rotation, first), split, keep_history=keep_history)
         return self.out(mixed.flatten(2))
 
     def project(self, x: Rows, rotation: Rotation, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +144,7 @@ class SelfAttention(_Projections):
             past = attention(query[:, :split], key[:, :split], value[:, :split])
             return torch.cat((past, attention(query[:, split:], key, value)), dim=1)
         if self._in_e4m3(key.shape[1]):
-            heads = (quantise_heads(query), quantise_heads(key), quantise_heads(value))
+            heads = (quantise_heads(query), quantise_heads(key), *quantise_centred(value))
             return attention_e4m3(*heads).to(value.dtype)
         return attention(query, key, value)
 
@@ -160,14 +161,18 @@ class SelfAttention(_Projections):
             return False
         return self.history_gain is None and not self.restricted
 
-    def _mix_e4m3(self, x: Rows, rotation: Rotation, first: int) -> Tensor:
-        """`project` and `mix` with queries, keys and values in e4m3."""
+    def _mix_e4m3(self, x: Rows, rotation: Rotation, first: int) -> Rows:
+        """`project` and `mix` with queries, keys and values in e4m3, as `out` reads it."""
         query, key, value = self._products(x, first)
         late = (rotation[0][..., first:, :], rotation[1][..., first:, :])
         queries = self._turn_e4m3(query, self.query_norm, late)
         keys = self._turn_e4m3(key, self.key_norm, rotation)
-        values = quantise_heads(self.split_heads(value))
-        return attention_e4m3(queries, keys, values).to(value.dtype)
+        values, mean = quantise_centred(self.split_heads(value))
+        if isinstance(self.out, Fp8Linear):
+            # The mean returns in the pass that quantises, so it costs none of its own.
+            mixed = attention_e4m3(queries, keys, values)
+            return quantise_rows(mixed.flatten(2), mean.flatten(1))
+        return attention_e4m3(queries, keys, values, mean).to(value.dtype).flatten(2)
 
     def _turn_e4m3(self, x: Tensor, norm: HeadsNorm, tables: Rotation) -> Heads8:
         factor, scale = norm.bound(self.heads)

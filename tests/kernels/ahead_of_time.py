@@ -159,6 +159,13 @@ def calls():
     heads = lambda: scaled_triton.quantise_heads(value)  # noqa: E731
     yield "largest of a head", scaled_triton, "head_largest_kernel", False, heads
     yield "values of a head", scaled_triton, "head_values_kernel", True, heads
+    centred = lambda: scaled_triton.quantise_centred(value)  # noqa: E731
+    yield "parts of a channel", scaled_triton, "channel_parts_kernel", False, centred
+    yield "means of a channel", scaled_triton, "channel_means_kernel", False, centred
+    yield "centred values", scaled_triton, "head_values_kernel", True, centred
+    mean = meta(1, WIDTH, dtype=torch.float32)
+    offset = lambda: scaled_triton.quantise_rows(meta(*X), mean)  # noqa: E731
+    yield "rows with an offset", *gelu, True, offset
 
 
 CASES = [
@@ -169,9 +176,18 @@ CASES = [
 ]
 
 
+_TOGETHER = (
+    "channel_means_kernel",
+    "channel_parts_kernel",
+    "head_largest_kernel",
+    "head_values_kernel",
+)
+"""Kernels of which one call launches several."""
+
+
 @pytest.mark.parametrize(("module", "name", "call", "target"), CASES)
 def test_compiles_and_fits(module, name, call, target, monkeypatch):
-    for other in ("head_largest_kernel", "head_values_kernel"):
+    for other in _TOGETHER:
         if other != name:
             monkeypatch.setattr(scaled_triton, other, Recorder(None))
     kernel, found = launches(monkeypatch, module, name, call)

@@ -212,10 +212,28 @@ def test_heads(dtype):
     joined = draw(2, 70, 3 * 36, dtype=dtype)
     value = joined[..., 72:].unflatten(-1, (3, 12))
     compare(*both(lambda: kernels.quantise_heads(value)))
+    compare(*both(lambda: kernels.quantise_centred(value)))
     zeros = torch.zeros(1, 5, 2, 8, dtype=dtype, device=DEVICE)
     (values, scale), _ = both(lambda: kernels.quantise_heads(zeros))
     assert not values.float().any()
     assert torch.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 2100])
+def test_centred_values_at_lengths_that_fill_no_block(length):
+    """More groups than are put together at once, a last group of one token, channels to spare."""
+    value = 3 + draw(2, length, 3, 12, seed=length)
+    compare(*both(lambda: kernels.quantise_centred(value)))
+    (_, fast), _ = both(lambda: kernels.quantise_centred(value))
+    expected = value.double().mean(dim=1).float()
+    torch.testing.assert_close(fast, expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "length", "width"), [(1, 5, 24), (3, 7, 200)])
+def test_rows_with_an_offset_for_every_sample(batch, length, width, dtype):
+    x, offset = draw(batch, length, width, dtype=dtype), 2 * draw(batch, width, seed=1)
+    compare(*both(lambda: kernels.quantise_rows(x, offset)))
 
 
 def test_a_row_of_zeros_stays_one():

@@ -254,6 +254,25 @@ def test_attention_in_e4m3_with_its_steps_apart_is_as_near():
         assert 1e-4 < Difference.between(found, exact).relative < 0.08
 
 
+@torch.no_grad()
+def test_the_mean_of_the_values_returns_whatever_reads_it():
+    """Values that are nearly all alike: without their mean next to nothing is left."""
+    attention = build(**WIDE).blocks[0].self_attention
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 64, generator=generator) + 0.1 * torch.randn(
+        2, 20, 64, generator=generator
+    )
+    angles = torch.randn(20, 8, generator=generator)
+    rotation = (angles.cos(), angles.sin())
+    exact = attention(x, rotation, 5)
+    attention.e4m3_from = 20
+    dense = Difference.between(attention(x, rotation, 5), exact).relative
+    attention.out = Fp8Linear(attention.out.weight, attention.out.bias)
+    narrow = Difference.between(attention(x, rotation, 5), exact).relative
+    assert dense < 0.01
+    assert narrow < 0.05
+
+
 def test_difference_is_the_formula():
     exact, found = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
     difference = Difference.between(found, exact)
