@@ -7,7 +7,8 @@ Starts ``helios serve`` on a small random model and runs S0 to S4, S6, S7, S12 a
 other; prints a table and exits with 1 if a target is missed. S0 is the test of the harness: it must
 see a leak that is injected. ``--seconds 1800 --chunks 20946 --sessions 5000`` give the long forms.
 Limits that the load would meet are raised and recorded; beside each figure of time stands the same
-figure of an echo that does nothing (``control``), and the load of the machine.
+figure of an echo that does nothing (``control``), and the load of the machine; S4 times a fixed
+piece of work along the way (``fixed_work``), so that a slower machine is told from growth.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ async def run(soak: Soak, only: list[str]) -> dict[str, Figures]:
                 figures = {"met": False, "error": f"{type(error).__name__}: {error}"}
         results[name] = figures | control.figures
         await soak.drain_queue()
-        shown = {key: value for key, value in results[name].items() if key != "met"}
+        hidden = ("met", "series")
+        shown = {key: value for key, value in results[name].items() if key not in hidden}
         mark = "ok  " if figures["met"] else "MISS"
         print(f"{name:4} {mark} {time.monotonic() - began:6.1f} s  {shown}", flush=True)
     await soak.client.aclose()
@@ -71,6 +73,7 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=300, help="of S6")
     parser.add_argument("--only", default="", help="such as S1,S4")
     parser.add_argument("--report", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--series", type=Path, help="write what was measured on the way there")
     arguments = parser.parse_args()
     only = [name.strip().upper() for name in arguments.only.split(",") if name.strip()]
     if not set(only) <= set(ORDER) or arguments.chunks < 300:
@@ -86,6 +89,10 @@ def main() -> int:
             results = asyncio.run(run(soak, only))
         finally:
             server.stop()
+    series = {name: figures.pop("series", None) for name, figures in results.items()}
+    if arguments.series is not None:
+        text = json.dumps({name: values for name, values in series.items() if values})
+        arguments.series.write_text(text + "\n", "utf-8")
     if arguments.report is not None:
         machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         report = {

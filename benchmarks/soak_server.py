@@ -23,8 +23,8 @@ import psutil
 from websockets.asyncio.client import connect
 
 __all__ = [
-    "BODY", "LIMITS", "MIB", "Control", "Figures", "Load", "Server", "Visits", "chunks_of",
-    "percentile", "slope", "small_model",
+    "BODY", "LIMITS", "MIB", "Control", "Figures", "Load", "Ruler", "Server", "Visits",
+    "chunks_of", "percentile", "slope", "small_model",
 ]  # fmt: skip
 
 LIMITS = {
@@ -180,6 +180,55 @@ class Control:
             "control_p99_s": round(percentile(self.times, 0.99), 4),
             "load": round(os.getloadavg()[0], 1),
         }
+
+
+_RULER = """
+import sys, time
+import numpy as np
+a = np.random.default_rng(0).random((64, 64), np.float32) / 8
+for line in sys.stdin:
+    began, used, b = time.perf_counter(), time.process_time(), a
+    for _ in range(400):
+        b = np.tanh(b @ a)
+    print(time.perf_counter() - began, time.process_time() - used, flush=True)
+"""
+
+
+class Ruler:
+    """The same fixed work again and again, in a process of its own: how fast the machine is now.
+
+    It knows nothing of the service, so what it takes longer at one end of a run than in the middle
+    is the machine's doing: other load on its cores and caches, or its clock.
+    """
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _RULER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, text=True,
+        )  # fmt: skip
+        self._ask()  # the first has libraries to load
+        return self
+
+    def _ask(self) -> list[float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return [float(word) for word in self._process.stdout.readline().split()]
+
+    async def measure(self) -> None:
+        """Once more, about 20 ms of work."""
+        wall, processor = await asyncio.to_thread(self._ask)
+        self.wall.append(wall)
+        self.processor.append(processor)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 class Load:
