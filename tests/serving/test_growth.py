@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from helios.media import FragmentEncoder
 from helios.pipeline import Chunk, Pipeline
@@ -59,7 +60,7 @@ class Work:
             self.bytes += len(text)
             return text
 
-        json.dumps = counted_dumps  # type: ignore[assignment]
+        json.dumps = counted_dumps
         sys.settrace(self._trace)
         try:
             yield
@@ -114,7 +115,7 @@ def engine(
         history = history.append(window[:, :, :1].expand(-1, -1, 9, -1, -1).clone())
         values = {"random": generator.get_state(), "track": track, "drift": None}
         after = StreamState(index=state.index + 1, history=history, **values)
-        latents = np.zeros((16, 9, 4, 6), np.float32)
+        latents = torch.zeros(16, 9, 4, 6)
         prompt = track.at(state.index)
         made = Chunk(
             index=state.index, frames=frames, latents=latents, prompt=prompt, timings={"total": 0.1}
