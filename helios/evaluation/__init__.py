@@ -4,6 +4,7 @@ from helios.evaluation.accuracy import Rate, assess, tables_markdown, tabulate, 
 from helios.evaluation.arms import own_arms
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, Report, continuation, measure
 from helios.evaluation.clock import timed
+from helios.evaluation.engine import Arm, PipelineArm, Visit, visit_of
 from helios.evaluation.generation import generate_batch, stream_batch, untrained
 from helios.evaluation.heliosbench import TIERS, Bench, takes_of
 from helios.evaluation.metrics import (
@@ -30,14 +31,7 @@ from helios.evaluation.suites import (
     parse_steps,
 )
 from helios.evaluation.tables import markdown
-from helios.evaluation.throughput import (
-    Arm,
-    BenchConfig,
-    PipelineArm,
-    Visit,
-    bench,
-    visit_of,
-)
+from helios.evaluation.throughput import BenchConfig, bench
 from helios.evaluation.throughput_report import hardware, report
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch
 
 from helios.codec import Codec, PreviewCodec, PreviewConfig, PreviewDecoder
 from helios.diffusion import Pyramid
+from helios.evaluation.engine import Arm, PipelineArm
 from helios.evaluation.subject import Subject
-from helios.evaluation.throughput import Arm, PipelineArm
 from helios.kernels import machine_of, plain, simulated
 from helios.model import Fp8Config, HeliosTransformer, lay_out, quantise
 from helios.pipeline import EngineConfig, GenerationConfig, Pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Spread", "timed"]
+__all__ = ["Spread", "per_second", "timed"]
+
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Spread:
             "p90_ms": round(1e3 * self.p90, 3),
             "count": self.count,
         }
+
+
+def per_second(unit: str, *rates: float) -> str:
+    """Rates with the prefix that suits the largest: ``"756, 740, 690 TFLOP/s"``.
+
+    Args:
+        unit: what is done, such as ``"FLOP"`` or ``"B"``.
+        rates: how much of it a second.
+    """
+    finite = [rate for rate in rates if math.isfinite(rate)]
+    largest = max(finite, default=1.0)
+    size, prefix = next((pair for pair in _PREFIXES if largest >= 0.9995 * pair[0]), (1.0, ""))
+    return ", ".join(f"{rate / size:.3g}" for rate in rates) + f" {prefix}{unit}/s"
 
 
 def timed(call: Callable[[], object], device: torch.device, repeat: int) -> Spread:

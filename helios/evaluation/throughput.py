@@ -1,10 +1,10 @@
 """How fast a model makes video: several engines on the same weights, taking turns.
 
-The protocol of the specification "performance", section 5. Every engine is an ``Arm``. Arms share
-one set of tensors in one process and are visited in the order A B B A, so that a warmer or busier
-machine harms nobody more than the others. A chunk counts from the arrival of the frames before it
-on the host to the arrival of its own. In the same run each arm's velocities and frames are compared
-with float32, so that no figure stands without its error.
+The protocol of the specification "performance", section 5. Every engine is an ``Arm``
+(``engine.py``). Arms share one set of tensors in one process and are visited in the order A B B A, so that a warmer or
+busier machine harms nobody more than the others. A chunk counts from the arrival of the frames
+before it on the host to the arrival of its own. In the same run each arm's velocities and frames
+are compared with float32, so that no figure stands without its error.
 """
 
 from __future__ import annotations
@@ -12,32 +12,22 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helios.diffusion import Denoiser
 from helios.evaluation.clock import Spread, timed
-from helios.evaluation.subject import Lengths, Subject, reference_velocity
-from helios.evaluation.timeline import Library, measure_ceiling, measure_library
+from helios.evaluation.engine import Arm, Visit
+from helios.evaluation.subject import Subject, reference_velocity
+from helios.evaluation.timeline import measure_ceiling
 from helios.geometry import CHUNK_FRAMES, latent_size
-from helios.pipeline import (
-    Pipeline,
-    Request,
-    decode_flops,
-    find_machine,
-    forward_flops,
-    resident_memory,
-)
+from helios.pipeline import decode_flops, find_machine, forward_flops
 
-__all__ = ["Arm", "BenchConfig", "PipelineArm", "Visit", "bench", "visit_of"]
+__all__ = ["BenchConfig", "bench"]
 
 _SPAN = 20
 """Chunks at both ends of a long visit that are compared."""
@@ -74,150 +64,6 @@ class BenchConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.plans:
             raise ValueError("plans must name at least one number of steps per scale")
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One stream of an arm.
-
-    Attributes:
-        first: seconds from the request to the first chunk on the host.
-        seconds: of every chunk after the first, from arrival to arrival.
-        latents: of the first chunk ``[16, 9, h, w]``, on the CPU.
-        first_frame: seconds from the request to the first frame, where it comes alone.
-        memory: bytes after every chunk, where the arm knows: on CUDA the peak so far.
-    """
-
-    first: float
-    seconds: list[float]
-    latents: Tensor
-    first_frame: float | None = None
-    memory: tuple[int, ...] = ()
-
-
-class Arm(ABC):
-    """One engine, ready to run on the tensors of a ``Subject``.
-
-    Attributes:
-        name: as it is printed.
-        kind: ``"baseline"``, ``"exact"``, ``"rounding"`` or ``"approximate"``.
-    """
-
-    name: str
-    kind: str
-
-    @abstractmethod
-    def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
-        """Stream ``chunks`` chunks to the host."""
-
-    @abstractmethod
-    def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """One forward pass over the subject's text and window."""
-
-    @abstractmethod
-    def frames(self, latents: Tensor) -> Tensor:
-        """Decoded frames ``[B, 3, T, H, W]`` in [-1, 1], not clamped to bytes."""
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Frames as the arm hands them to the host, ``uint8 [B, T, H, W, 3]`` on the device."""
-
-    @abstractmethod
-    def modules(self) -> Sequence[torch.nn.Module]:
-        """Everything it keeps on the device, to count bytes."""
-
-    def library(self, lengths: Lengths, repeat: int) -> Library | None:
-        """The library calls of one forward pass alone; none where nobody knows them."""
-        return None
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """The global switches this arm wants while it is measured."""
-        yield
-
-
-class PipelineArm(Arm):
-    """A pipeline of this package.
-
-    Args:
-        name: as it is printed.
-        kind: see ``Arm``.
-        pipeline: over the tensors of ``subject``.
-        subject: gives text and window.
-    """
-
-    def __init__(self, name: str, kind: str, pipeline: Pipeline, subject: Subject) -> None:
-        self.name, self.kind = name, kind
-        self.pipeline = pipeline
-        self.subject = subject
-        self._denoiser: Denoiser | None = None
-
-    def run(self, steps: tuple[int, ...], chunks: int, seed: int) -> Visit:
-        """Stream through the public interface."""
-        self._denoiser = None
-        request = Request(
-            prompt_embeds=self.subject.text,
-            height=self.subject.height,
-            width=self.subject.width,
-            num_frames=chunks * CHUNK_FRAMES,
-            steps=steps,
-            amplify_first_chunk=False,
-            seed=seed,
-        )
-        alone: list[float] = []
-        memory: list[int] = []
-        latents = torch.empty(0)
-        arrivals = [time.perf_counter()]
-        for chunk in self.pipeline.stream(
-            request, first_frame=lambda _: alone.append(time.perf_counter())
-        ):
-            arrivals.append(time.perf_counter())
-            memory.append(self._memory())
-            if chunk.index == 0:
-                latents = chunk.latents
-        return visit_of(arrivals, latents, alone[0] - arrivals[0], memory)
-
-    def _memory(self) -> int:
-        """Bytes: on CUDA the most that was in use so far, on a CPU what is."""
-        device = self.pipeline.device
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device)
-        return resident_memory(device) or 0
-
-    def velocity(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """As the sampler asks for it."""
-        if self._denoiser is None:
-            self._denoiser = self.pipeline.denoiser(self.subject.text, self.subject.window)
-        return self._denoiser(x, timestep)
-
-    def frames(self, latents: Tensor) -> Tensor:
-        """By the pipeline's decoder."""
-        return self.pipeline.codec.decode(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """By the pipeline's decoder, as bytes."""
-        return self.pipeline.codec.decode_uint8(latents)
-
-    def library(self, lengths: Lengths, repeat: int) -> Library | None:
-        """Those of the exact algorithm; an approximation leaves some of them out."""
-        if self.kind == "approximate":
-            return None
-        return measure_library(self.pipeline.transformer, lengths, repeat)
-
-    def modules(self) -> Sequence[torch.nn.Module]:
-        """Transformer and autoencoder."""
-        return (self.pipeline.transformer, self.pipeline.codec.network)
-
-
-def visit_of(
-    arrivals: Sequence[float],
-    latents: Tensor,
-    first_frame: float | None = None,
-    memory: Sequence[int] = (),
-) -> Visit:
-    """A visit from the moment of the request and the arrival of every chunk."""
-    gaps = [late - early for early, late in pairwise(arrivals)]
-    return Visit(gaps[0], gaps[1:], latents, first_frame, tuple(memory))
 
 
 def bench(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from helios.evaluation.clock import per_second
 from helios.evaluation.timeline import timeline
 
 __all__ = ["hardware", "report"]
@@ -119,7 +120,7 @@ def _parts(arms: Mapping[str, Any], floor: Mapping[str, Any]) -> Iterator[str]:
     peak = floor["peak_flops_per_second"]
     if peak is not None:
         cells = [f"{1e3 * flops / peak:.1f}" for flops in floor["flops"]]
-        yield f"| floor in bfloat16 at {peak / 1e12:.0f} TFLOP/s | {' | '.join(cells)} | |"
+        yield f"| floor in bfloat16 at {per_second('FLOP', peak)} | {' | '.join(cells)} | |"
     yield ""
 
 
@@ -128,16 +129,17 @@ def _timelines(result: Mapping[str, Any]) -> Iterator[str]:
     plan, floor = result["protocol"]["plans"][0], result["floor"]
     name = ",".join(map(str, plan))
     ceiling = floor["ceiling"]
-    narrow = "" if ceiling["e4m3"] is None else f", {ceiling['e4m3'] / 1e12:.4g} in e4m3"
+    narrow = ceiling["e4m3"]
+    eight = "" if narrow is None else f", in e4m3 the {per_second('FLOP', narrow)}"
     for arm, figures in result["arms"].items():
         if not figures["library"] or name not in figures["plans"]:
             continue
         yield f"## Time line of a chunk at ({name}): {arm}"
         yield ""
         yield (
-            f"Floor: operations at the {ceiling['product'] / 1e12:.4g} TFLOP/s{narrow} that one "
-            f"large product reached here in this run, bytes at the {ceiling['copy'] / 1e12:.3g} "
-            "TB/s of a copy."
+            f"Floor: operations at the {per_second('FLOP', ceiling['product'])}{eight} that one "
+            "large product reached here in this run, bytes at the "
+            f"{per_second('B', ceiling['copy'])} of a copy."
         )
         yield ""
         yield from timeline(figures, plan, floor)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helios.evaluation.clock import timed
+from helios.evaluation.clock import per_second, timed
 from helios.evaluation.subject import Lengths
 from helios.kernels import (
     Scaled,
@@ -25,6 +25,7 @@ from helios.kernels import (
     attention_e4m3,
     linear,
     machine_of,
+    quantise_centred,
     quantise_heads,
     quantise_rows,
 )
@@ -222,7 +223,7 @@ def _attention(model: HeliosTransformer, queries: int, keys: int, e4m3: bool) ->
     k, v = (_random(model, 1, keys, heads, width) for _ in "kv")
     flops = 4.0 * queries * keys * heads * width
     if e4m3:
-        narrow = [quantise_heads(x) for x in (q, k, v)]
+        narrow = quantise_heads(q), quantise_heads(k), quantise_centred(v)[0]
         return _Call(partial(attention_e4m3, *narrow), flops, True, False)
     return _Call(partial(attention, q, k, v), flops, False, False)
 
@@ -251,8 +252,8 @@ def timeline(
         least = sum(one.count * row.floor for one, row in zip(passes, rows))
         measured = sum(one.count * row.measured for one, row in zip(passes, rows))
         floors, spent = floors + least, spent + measured
-        each = ", ".join(f"{row.rate:.3g}" for row in rows)
-        yield _row(name, least, measured, f"{each} {rows[0].why}")
+        each = per_second(rows[0].unit, *(row.rate for row in rows))
+        yield _row(name, least, measured, f"{each} by scale: {rows[0].why}")
     for stage, one in zip(_STAGES, passes):
         least = sum(part(one, ceiling).floor for part in (_products, _looked, _between))
         name = f"of these: forward {stage}" + (f", {one.count} times" if one.count > 1 else "")
@@ -260,7 +261,8 @@ def timeline(
         yield _row(name, one.count * least, one.count * one.measured, share)
     flops, measured = floor["flops"][-1], arm["decode"]["median_ms"]
     least = 1e3 * flops / ceiling.product
-    why = f"{flops / measured / 1e9:.3g} TFLOP/s with all that passes between convolutions"
+    rate = per_second("FLOP", 1e3 * flops / measured)
+    why = f"{rate} with all that passes between convolutions"
     yield _row("decode", least, measured, why)
     floors, spent = floors + least, spent + measured
     rest = chunk - spent
@@ -282,11 +284,12 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of a pass: milliseconds at the least and measured, its rate and the rate's unit."""
+    """One part of a pass: milliseconds at the least and measured, units a second, and what else."""
 
     floor: float
     measured: float
     rate: float
+    unit: str
     why: str
 
 
@@ -299,17 +302,15 @@ def _least(flops: float, narrow: float, ceiling: Ceiling) -> float:
 def _products(one: _Pass, ceiling: Ceiling) -> _Part:
     library, milliseconds = one.library, 1e3 * one.library.products
     least = _least(library.product_flops, library.product_e4m3_flops, ceiling)
-    rate = library.product_flops / milliseconds / 1e9
-    return _Part(
-        least, milliseconds, rate, "TFLOP/s by scale: last tiles half full, a falling clock"
-    )
+    rate = library.product_flops / library.products
+    return _Part(least, milliseconds, rate, "FLOP", "last tiles half full, a falling clock")
 
 
 def _looked(one: _Pass, ceiling: Ceiling) -> _Part:
     library, milliseconds = one.library, 1e3 * one.library.attention
     least = _least(library.attention_flops, library.attention_e4m3_flops, ceiling)
-    rate = library.attention_flops / milliseconds / 1e9
-    return _Part(least, milliseconds, rate, "TFLOP/s by scale: exponentials between its products")
+    rate = library.attention_flops / library.attention
+    return _Part(least, milliseconds, rate, "FLOP", "exponentials between its products")
 
 
 def _between(one: _Pass, ceiling: Ceiling) -> _Part:
@@ -317,10 +318,8 @@ def _between(one: _Pass, ceiling: Ceiling) -> _Part:
     least = 1e3 * library.moved / ceiling.copy
     milliseconds = one.measured - 1e3 * (library.products + library.attention)
     # Timed by themselves, library calls may take longer than within the pass.
-    rate = library.moved / milliseconds / 1e9 if milliseconds > 0 else float("inf")
-    return _Part(
-        least, milliseconds, rate, "TB/s by scale: norms, sums, rotation, GELU; launches of a graph"
-    )
+    rate = 1e3 * library.moved / milliseconds if milliseconds > 0 else float("inf")
+    return _Part(least, milliseconds, rate, "B", "norms, sums, rotation, GELU; launches of a graph")
 
 
 def _row(name: str, least: float, measured: float, why: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helios.evaluation.clock import per_second
 from helios.evaluation.subject import Lengths
 from helios.evaluation.timeline import Library, measure_ceiling, measure_library, timeline
 from helios.geometry import token_count
@@ -56,6 +57,16 @@ def test_ceiling_is_a_rate() -> None:
     assert ceiling.product > 1e8
     assert ceiling.e4m3 is None
     assert ceiling.copy > 1e8
+
+
+def test_rates_have_the_prefix_of_the_largest() -> None:
+    assert per_second("FLOP", 756.3e12, 7.4e12) == "756, 7.4 TFLOP/s"
+    assert per_second("B", 41.2e9, 9.4e8) == "41.2, 0.94 GB/s"
+    assert per_second("FLOP", 1.31e15, 0.98e15) == "1.31, 0.98 PFLOP/s"
+    assert per_second("FLOP", 999.9e12) == "1 PFLOP/s"
+    assert per_second("B", 2e9, float("inf")) == "2, inf GB/s"
+    assert per_second("B", float("inf")) == "inf B/s"
+    assert per_second("frame", 24.0) == "24 frame/s"
 
 
 CEILING = {"product": 500e12, "e4m3": 1000e12, "copy": 4e12}
