@@ -1,10 +1,10 @@
 """How fast a model makes video: several engines on the same weights, taking turns.
 
 The protocol of the specification "performance", section 5. Every engine is an ``Arm``
-(``engine.py``). Arms share one set of tensors in one process and are visited in the order A B B A, so that a warmer or
-busier machine harms nobody more than the others. A chunk counts from the arrival of the frames
-before it on the host to the arrival of its own. In the same run each arm's velocities and frames
-are compared with float32, so that no figure stands without its error.
+(``engine.py``). Arms share one set of tensors in one process and are visited in the order A B B A,
+so that a warmer or busier machine harms nobody more than the others. A chunk counts from the
+arrival of the frames before it on the host to the arrival of its own. In the same run each arm's
+velocities and frames are compared with float32, so that no figure stands without its error.
 """
 
 from __future__ import annotations
