@@ -107,7 +107,7 @@ class LiveConnection:
     async def _obey(self, text: str) -> None:
         event_id = None
         try:
-            value = parse_object(text)
+            value = self._socket.understood(parse_object(text))
             event_id = value.get("event_id")
             event_id = event_id if isinstance(event_id, str) and len(event_id) <= 64 else None
             if event_id is not None:

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from helios.serving.errors import ApiError
 from helios.serving.metrics import Metrics
+from helios.serving.omni import Omni, is_omni
 
 __all__ = ["HangupError", "LiveSocket", "MessageRate"]
 
@@ -70,6 +71,17 @@ class LiveSocket:
         self._stall = stall
         self._metrics = metrics
         self._sending = asyncio.Lock()
+        self._omni: Omni | None = None
+
+    def understood(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message of the client in our words, whatever dialect it speaks.
+
+        Raises:
+            ApiError: 400, if it makes no sense in its dialect.
+        """
+        if self._omni is None and is_omni(message):
+            self._omni = Omni()
+        return message if self._omni is None else self._omni.inwards(message)
 
     async def say(self, kind: str, body: bytes | None = None, **values: Any) -> None:
         """Send a message, and its bytes right after it.
@@ -79,12 +91,17 @@ class LiveSocket:
         Raises:
             RuntimeError: if it does, or the connection is gone.
         """
-        if kind in ("video.start", "video.chunk"):
-            values["bytes"] = len(body or b"")
-        text = json.dumps(
-            {"type": kind, **{k: v for k, v in values.items() if k != "event_id"}}
-            | ({"event_id": values["event_id"]} if values.get("event_id") else {})
-        )
+        if self._omni is not None:
+            told = self._omni.outwards(kind, body, values)
+            if told is None:
+                return
+            message, body = told
+        else:
+            if kind in ("video.start", "video.chunk"):
+                values["bytes"] = len(body or b"")
+            event = values.pop("event_id", None)
+            message = {"type": kind, **values} | ({"event_id": event} if event else {})
+        text = json.dumps(message)
         try:
             async with self._sending, asyncio.timeout(self._stall):
                 await self._socket.send_text(text)
