@@ -6,7 +6,8 @@ from pathlib import Path
 FILE = Path(__file__).parents[2] / "benchmarks" / "bench_kernels.py"
 
 
-def program():
+def program(monkeypatch):
+    monkeypatch.syspath_prepend(str(FILE.parent))
     spec = importlib.util.spec_from_file_location("bench_kernels", FILE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -14,8 +15,8 @@ def program():
     return module
 
 
-def test_everything_is_measured_once_on_a_cpu(tmp_path, capsys):
-    assert program().main(["--small", "--tune", "--json", str(tmp_path / "k.json")]) == 0
+def test_everything_is_measured_on_a_cpu(tmp_path, capsys, monkeypatch):
+    assert program(monkeypatch).main(["--small", "--tune", "--json", str(tmp_path / "k.json")]) == 0
     found = json.loads((tmp_path / "k.json").read_text())
     assert found["skipped"] == []
     groups = {line["group"] for line in found["lines"]}
