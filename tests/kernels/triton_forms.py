@@ -174,6 +174,26 @@ def test_a_stream_is_rounded_once():
         assert (total != exact[:, 2:].bfloat16()).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("tokens", [2, 4])
+@pytest.mark.parametrize(("length", "split"), [(7, 3), (9, 0), (5, 5), (8, 1)])
+def test_programs_that_take_several_tokens(length, split, tokens, monkeypatch):
+    """As at full size; the last program of a part has fewer, and no part reads another's."""
+    from helios.kernels import norm_triton, rope_triton, stream_triton
+
+    for module in (norm_triton, rope_triton, stream_triton):
+        monkeypatch.setattr(module, "tokens_for", lambda _: tokens)
+    x, update, last = (draw(2, length, 24, seed=seed) for seed in (0, 1, 2))
+    read, (gate1, gate2, shift, scale) = draw(2, length, 24, seed=3), rows(2, 24, 4)
+    stream = kernels.Stream(x=x, update=update, gate=gate1, split=split, start=0)
+    compare(*both(lambda: stream.modulated_norm(read, shift, scale, EPS)))
+    compare(*both(lambda: stream.total(read, last, gate2)))
+    affine = (draw(24, seed=4), draw(24, seed=5), 0, EPS)
+    compare(*both(lambda: kernels.gated_add_layer_norm(x, update, gate1, split, *affine)))
+    angles = draw(length, 4, seed=6)
+    tables = (angles.cos(), angles.sin())
+    compare(*both(lambda: kernels.norm_rope(x, draw(24, seed=7), *tables, EPS)))
+
+
 def test_tokens_that_are_views():
     """Slices of a longer sequence, as in the last block; vectors as expanded as the head's."""
     x, update = draw(2, 9, 24), draw(2, 6, 24, seed=1)
