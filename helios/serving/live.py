@@ -178,9 +178,11 @@ class LiveConnection:
         self._starting = asyncio.create_task(self._begin(message))
 
     async def _begin(self, message: protocol.SessionStart | protocol.SessionResume) -> None:
+        asked = time.monotonic()
         try:
             if isinstance(message, protocol.SessionStart):
                 session = await self._service.sessions.start(message, self._owner, self._queued)
+                session.asked = asked
             else:
                 session = await self._service.sessions.resume(message, self._owner, self._queued)
         except ApiError as error:
@@ -342,6 +344,8 @@ class LiveConnection:
         """The worker lost the session; it goes on from its last state when asked."""
         error = lost_worker(message["code"], message.get("message"))
         self._session, self._lost = None, error
+        if error.code == "non_finite_output":
+            self._service.metrics.nonfinite.inc()
         await self._socket.refuse(error, None)
         await self._service.sessions.lose(session, message["code"])
         await self._socket.say(

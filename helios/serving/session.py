@@ -53,6 +53,7 @@ class Session:
         settings: everything that was chosen.
         first_chunk: the first chunk this worker makes.
         over: why nothing more is made; none while it runs.
+        asked: when its start was asked for, until its first chunk is there.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Session:
         self.kept = [self.first_chunk, self.first_chunk]
         self.sharing = 1
         self.last_chunk: Message | None = None
+        self.asked: float | None = None
+        self._prompted: float | None = None
         self._service = service
         self._ahead = ahead
         self._autosave: asyncio.Task[None] | None = None
@@ -113,8 +116,19 @@ class Session:
             for name in ("chunk", "start_frame", "frames", "prompt", "timings", "thumbnail")
         }
         await asyncio.to_thread(self.recording.append, noted, body)
+        self._measure(message)
         if time.monotonic() - self._saved > AUTOSAVE_SECONDS:
             self._save_soon()
+
+    def _measure(self, message: Message) -> None:
+        """How long a wish took to be seen."""
+        metrics, now = self._service.metrics, time.monotonic()
+        if self.asked is not None:
+            metrics.first.observe(now - self.asked)
+            self.asked = None
+        if message["landed"] is not None and self._prompted is not None:
+            metrics.landing.observe(now - self._prompted)
+            self._prompted = None
 
     def _save_soon(self) -> None:
         """Let a state be written between two steps of the chunk being made; nothing waits."""
@@ -135,6 +149,7 @@ class Session:
 
     async def prompt(self, asked: SessionPrompt) -> Message:
         """Another prompt, from the next chunk on or a later one."""
+        now = time.monotonic()
         answer = await self.stream.call(
             "prompt",
             prompt=asked.prompt,
@@ -144,6 +159,7 @@ class Session:
         self._service.sessions.note_prompt(
             self.record_, answer["soonest"], answer["chunk"], asked.prompt
         )
+        self._prompted = now
         # What was promised is kept although the worker may die: it is part of the state.
         self._save_soon()
         return answer

@@ -240,6 +240,9 @@ class WorkerProcess:
                 self.speed = message["frames"] / max(message["timings"]["made"], 1e-9)
                 self._made += 1
                 self._metrics.chunk(message)
+                fps = stream.info.get("settings", {}).get("fps")
+                if fps is not None:
+                    self._metrics.real_time.set(self.speed / fps)
             stream.events.put_nowait((message, body))
 
     broken: BrokenModelError | None = None

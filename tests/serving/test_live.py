@@ -336,3 +336,23 @@ def refused(live: Live) -> dict:
     while (message := live.receive())["type"] != "error":
         pass
     return message
+
+
+def test_figures_tell_how_long_a_wish_took_to_be_seen(server: Server) -> None:
+    names = ("ttff_seconds_count", "prompt_apply_latency_seconds_count", "nonfinite_steps_total")
+    before = [server.metric(name) for name in names]
+    with server.live() as live:
+        live.start(num_frames=132, ahead=1)
+        live.until("video.chunk")
+        live.send("session.prompt", prompt=OTHER, transition_chunks=0)
+        live.until("prompt.queued")
+        live.send("session.played", chunk=3)
+        live.until("session.done")
+        server.fault("non_finite")
+        live.send("session.extend", num_frames=33)
+        while live.receive()["type"] != "error":
+            pass
+        assert live.messages[-1]["error"]["code"] == "non_finite_output"
+    assert [server.metric(name) for name in names] == [count + 1 for count in before]
+    assert server.metric("realtime_factor") > 0
+    assert 0 < server.metric("prompt_apply_latency_seconds_sum") < 60
