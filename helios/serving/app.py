@@ -191,6 +191,7 @@ async def delete_upload(request: Request, file_id: str) -> Response:
     return JSONResponse({"id": record.id, "object": "file.deleted", "deleted": True})
 
 
+@router.head("/v1/uploads/{file_id}/content", include_in_schema=False)
 @router.get("/v1/uploads/{file_id}/content")
 async def upload_content(request: Request, file_id: str) -> Response:
     """The file as it was sent; never shown as a page."""

@@ -76,6 +76,7 @@ async def delete_session(request: Request, session_id: str) -> JSONResponse:
     return JSONResponse({"id": record.id, "object": "session.deleted", "deleted": True})
 
 
+@router.head("/{session_id}/content", include_in_schema=False)
 @router.get("/{session_id}/content")
 async def session_content(request: Request, session_id: str) -> Response:
     """What it recorded so far, as MP4."""

@@ -208,6 +208,7 @@ async def remix_video(request: Request, video_id: str) -> JSONResponse:
     return JSONResponse(video_shape(service, record))
 
 
+@router.head("/{video_id}/content", include_in_schema=False)
 @router.get("/{video_id}/content")
 async def get_content(request: Request, video_id: str, variant: str = Query("video")) -> Response:
     """The finished file, or a picture of it."""

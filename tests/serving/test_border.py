@@ -282,7 +282,7 @@ def census() -> set[tuple[str, str]]:
 
 def test_a25_every_route_needs_a_key(keyed: Server) -> None:
     routes = census()
-    assert len(routes) == 37, sorted(routes)
+    assert len(routes) == 40, sorted(routes)
     answers = set()
     with keyed.client() as none, keyed.client("wrong" * 8) as wrong:
         for method, path in sorted(routes - OPEN):
@@ -291,7 +291,8 @@ def test_a25_every_route_needs_a_key(keyed: Server) -> None:
                 answer = client.request(method, path)
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"] == "Bearer"
-                answers.add(answer.text)
+                if method != "HEAD":
+                    answers.add(answer.text)
         for method, path in OPEN:
             shown = "/static/app.js" if path == "/static" else path
             assert none.request(method, shown).status_code in (200, 204)

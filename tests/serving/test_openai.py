@@ -139,6 +139,11 @@ def test_ranges_give_their_part(client: httpx.Client) -> None:
         assert answer.status_code == 206
         assert answer.content == part
         assert answer.headers["content-range"].endswith(f"/{size}")
+    head = client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) == size
+    part = client.head(path, headers={"Range": "bytes=0-99"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "100")
     assert client.get(path, headers={"Range": f"bytes={size}-"}).status_code == 416
     for ignored in ("bytes=5-2", "lines=1-2", "bytes=0-1,5-6", "bytes=-"):
         assert client.get(path, headers={"Range": ignored}).status_code == 200

@@ -51,7 +51,7 @@ def test_every_route_that_names_a_thing_denies_it_to_others(
                 for ids in (mine, unknown)
             ]
             assert [answer.status_code for answer in answers] == [404, 404], (method, path)
-            assert answers[0].json() == answers[1].json()
+            assert method == "HEAD" or answers[0].json() == answers[1].json()
     assert tried >= 14
     with keyed.client(KEY) as own:
         for kind, name in zip(("videos", "uploads", "sessions"), mine.values(), strict=True):
