@@ -26,11 +26,11 @@ def head_tile(
     x_ptr, length, channels, x_batch, x_row, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Some tokens of one head in float32, their numbers, those of the channels, and which exist."""
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     channel = tl.arange(0, CHANNELS)
     inside = (token < length)[:, None] & (channel < channels)[None, :]
     place = token.to(tl.int64)[:, None] * x_row + channel[None, :]
-    start = tl.program_id(2).to(tl.int64) * x_batch + tl.program_id(1) * channels
+    start = tl.program_id(2).to(tl.int64) * x_batch + tl.program_id(0) * channels
     x = tl.load(x_ptr + start + place, mask=inside, other=0.0)
     return x.to(tl.float32), token, channel, inside
 
@@ -48,7 +48,7 @@ def head_largest_kernel(
     CHANNELS: tl.constexpr,
 ):
     """The largest magnitude of some tokens of one head, into that of the head."""
-    sample, head = tl.program_id(2), tl.program_id(1)
+    sample, head = tl.program_id(2), tl.program_id(0)
     x, _token, _channel, _inside = head_tile(
         x_ptr, length, channels, x_batch, x_row, TOKENS, CHANNELS
     )
@@ -69,11 +69,11 @@ def channel_parts_kernel(
     CHANNELS: tl.constexpr,
 ):
     """Sum, least and largest of every channel of a head over some tokens: ``[3, B, H, G, d]``."""
-    group, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, group, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     x, _token, channel, inside = head_tile(
         x_ptr, length, channels, x_batch, x_row, TOKENS, CHANNELS
     )
-    groups = tl.num_programs(0)
+    groups = tl.num_programs(1)
     out = parts_ptr + ((sample * heads + head) * groups + group) * channels + channel
     step = tl.num_programs(2) * heads * groups * channels
     there = channel < channels
@@ -140,7 +140,7 @@ def head_values_kernel(
     """Some tokens of one head in e4m3, without the mean if ``CENTRED``, so that the largest of the
     head becomes 448.
     """
-    sample, head = tl.program_id(2), tl.program_id(1)
+    sample, head = tl.program_id(2), tl.program_id(0)
     x, token, channel, inside = head_tile(x_ptr, length, channels, x_batch, x_row, TOKENS, CHANNELS)
     if CENTRED:
         mean_ptr += (sample * heads + head) * channels
@@ -172,7 +172,7 @@ def quantise_centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``[B, L, H, d]`` without the mean over L in e4m3, scales ``[B, H]``, means ``[B, H, d]``."""
     x, sizes, grid, block = _laid_out(x)
     batch, length, heads, channels = x.shape
-    groups = grid[0]
+    groups = grid[1]
     parts = x.new_empty((3, batch, heads, groups, channels), dtype=torch.float32)
     mean = x.new_empty((batch, heads, channels), dtype=torch.float32)
     largest = x.new_empty((batch, heads), dtype=torch.float32)
@@ -190,7 +190,8 @@ def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, int, int],
     if x.stride(-1) != 1 or x.stride(-2) != channels:
         x = x.contiguous()
     sizes = (length, heads, channels, x.stride(0), x.stride(1))
-    grid = (triton.cdiv(length, TOKENS), heads, batch)
+    # Programs that run side by side take the heads of the same tokens, which lie side by side.
+    grid = (heads, triton.cdiv(length, TOKENS), batch)
     return x, sizes, grid, triton.next_power_of_2(channels)
 
 
