@@ -88,7 +88,7 @@ def _run_on_ray(config: ServeConfig, nodes: int, gpus: float) -> None:
     from helios.serving.ray_app import serve_on_ray
 
     if find_spec("ray") is None:
-        raise ValueError("--ray needs Ray: pip install 'helios-video[ray]'")
+        raise ValueError("--ray needs Ray: pip install 'helios-video[serve,ray]'")
     serve_on_ray(config, nodes=nodes, gpus=gpus, announce=_say_ready)
 
 
