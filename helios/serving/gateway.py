@@ -39,6 +39,7 @@ PAGE = "/"
 _HOP = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "upgrade", "host", "te", "trailer"}
 )
+_REFUSAL = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 
 class _GoneError(Exception):
@@ -74,6 +75,7 @@ class Gateway:
             try:
                 await self._http(scope, receive, send)
             except ApiError as error:
+                error.headers |= {"x-request-id": secrets.token_hex(8), **_REFUSAL}
                 await refuse_http(send, error)
         elif scope["type"] == "websocket":
             await receive()

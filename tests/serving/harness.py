@@ -42,7 +42,7 @@ class Server:
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Self:
+    def start(self, patience: float = 120) -> Self:
         """Start it and wait until it is ready."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as log:
@@ -50,7 +50,7 @@ class Server:
             self.process = subprocess.Popen(
                 self._command, stdout=subprocess.DEVNULL, stderr=log, env=environment
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             text = self.log.read_bytes()[begun:].decode(errors="replace")
             if found := re.search(r"helios is ready at (\S+)", text):
@@ -59,7 +59,7 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended: {text[-3000:]}")
             time.sleep(0.05)
-        raise RuntimeError("the server was not ready")
+        raise RuntimeError(f"the server was not ready: {text[-3000:]}")
 
     def stop(self, number: int = signal.SIGTERM, wait: float = 40) -> int:
         """Send a signal and wait for the end; its exit code."""

@@ -41,7 +41,7 @@ def test_without_the_extra_it_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(["serve", "--ray", "2", "--data", str(tmp_path)]) == 2
-    assert "helios-video[ray]" in capfd.readouterr().err.splitlines()[-1]
+    assert "helios-video[serve,ray]" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,8 @@ def test_bodies_are_bounded_at_the_gateway(opened: Opened) -> None:
 def refused(answer: httpx.Response, status: int) -> None:
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.headers["x-request-id"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_who_leaves_the_gateway_leaves_the_node(opened: Opened) -> None:
