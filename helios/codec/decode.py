@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
@@ -39,6 +39,8 @@ from helios.kernels import machine_of
 
 __all__ = ["FastDecoder", "PlainOps", "fast_ops"]
 
+_FULL = 8
+"""Channels in a multiple of which cuDNN's matrix units write bfloat16."""
 _Part: TypeAlias = ResidualBlock | AttentionBlock | Upsample
 
 
@@ -66,7 +68,10 @@ class Ops(Protocol):
         """
 
     def levels(self, h: Tensor, bias: Tensor) -> Tensor:
-        """``h + bias`` in [-1, 1] as bytes from 0 to 255, rounded to the nearest."""
+        """``h + bias`` in [-1, 1] as bytes from 0 to 255, rounded to the nearest.
+
+        ``h`` may be the first channels of more.
+        """
 
 
 class PlainOps:
@@ -162,6 +167,12 @@ class _Convolution:
     def of(cls, layer: CausalConv3d) -> _Convolution:
         kernel = layer.weight.shape[2:]
         return cls(_channels_last(layer.weight), _bias(layer), (0, kernel[1] // 2, kernel[2] // 2))
+
+    def with_outputs(self, multiple: int) -> _Convolution:
+        """With channels of zeros at the end, so that their number is such a multiple; no bias."""
+        spare = -len(self.weight) % multiple
+        weight = F.pad(self.weight, (*(0,) * 2 * (self.weight.ndim - 1), 0, spare))
+        return replace(self, weight=_channels_last(weight))
 
     def __call__(self, rows: Tensor, *, biased: bool = False) -> Tensor:
         """``[B, past + T, H, W, C]`` to ``[B, T, H, W, C']``, with the bias only if asked."""
@@ -278,6 +289,9 @@ class FastDecoder:
         self._parts = [_prepared(part) for part in _flat(network)]
         self._end_norm = _gains(decoder.norm_out)
         self._end = _Convolution.of(decoder.conv_out)
+        self._channels = decoder.conv_out.out_channels
+        if not isinstance(self.ops, PlainOps):
+            self._end = self._end.with_outputs(_FULL)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
@@ -299,7 +313,7 @@ class FastDecoder:
     def _head_input(self, latents: Tensor) -> Tensor:
         """What the last convolution gives, before its bias."""
         with self._tuning(latents):
-            return self._through(latents)
+            return self._through(latents)[..., : self._channels]
 
     @contextmanager
     def _tuning(self, latents: Tensor) -> Iterator[None]:

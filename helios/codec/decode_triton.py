@@ -143,11 +143,16 @@ def between_kernel(
 
 
 @triton.jit
-def levels_kernel(h_ptr, bias_ptr, out_ptr, count, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes of ``h + bias``, rounded to the nearest level, ties to even."""
+def levels_kernel(
+    h_ptr, bias_ptr, out_ptr, count, C: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Bytes of ``h + bias``, rounded to the nearest level, ties to even; of ``WIDE`` channels the
+    first ``C``.
+    """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = index < count
-    value = tl.load(h_ptr + index, mask=there, other=0.0).to(tl.float32)
+    place = index // C * WIDE + index % C
+    value = tl.load(h_ptr + place, mask=there, other=0.0).to(tl.float32)
     value += tl.load(bias_ptr + index % C, mask=there, other=0.0).to(tl.float32)
     value = tl.minimum(tl.maximum(value * 127.5 + 127.5, 0.0), 255.0)
     # At this magnitude float32 has no fractions left, so the sum is the rounding.
@@ -184,9 +189,10 @@ class TritonOps:
 
     def levels(self, h: Tensor, bias: Tensor) -> Tensor:
         """See ``Ops``."""
-        out = torch.empty_like(h, dtype=torch.uint8)
+        out = torch.empty(h.shape, dtype=torch.uint8, device=h.device)
         grid = (triton.cdiv(h.numel(), _LEVELS_BLOCK),)
-        levels_kernel[grid](h, bias, out, h.numel(), C=h.shape[-1], BLOCK=_LEVELS_BLOCK)
+        sizes = {"C": h.shape[-1], "WIDE": h.stride(-2), "BLOCK": _LEVELS_BLOCK}
+        levels_kernel[grid](h, bias, out, h.numel(), **sizes)
         return out
 
 

@@ -40,6 +40,8 @@ def check_operations(channels: int, dtype: torch.dtype) -> None:
                 if gains is not None:
                     torch.testing.assert_close(ours[1], theirs[1], **close)
     spread = h * 0.7
+    spare = torch.cat((spread, normal(2, 3, 5, 7, 5)), dim=-1)[..., :channels]
+    assert torch.equal(fused.levels(spare, bias), fused.levels(spread, bias))
     off = (fused.levels(spread, bias).int() - plain.levels(spread, bias).int()).abs()
     assert off.max() <= 1
     assert off.float().mean() < 0.01
@@ -51,8 +53,15 @@ def check_decoder() -> None:
     latents = torch.randn(1, 16, 2, 2, 2)
     with torch.no_grad():
         plain = network.decode_patches(latents)
-    fast = FastDecoder(network, TritonOps())(latents).movedim(-1, 1)
+    decoder = FastDecoder(network, TritonOps())
+    fast = decoder(latents).movedim(-1, 1)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    # Channels of zeros beside the three stay where they are made.
+    levels = decoder.levels(latents)
+    assert levels.shape == (1, 5, 16, 16, 3)
+    assert levels.is_contiguous()
+    expected = FastDecoder(network).levels(latents)
+    assert (levels.int() - expected.int()).abs().max() <= 1
 
 
 def compile_for(capability: int) -> None:
@@ -80,7 +89,7 @@ def compile_for(capability: int) -> None:
         signature = pointers | sizes | dict.fromkeys(constants, "constexpr")
         made = triton.compile(ASTSource(between_kernel, signature, constants), target=target)
         assert made.asm["cubin"]
-    constants = {"C": 3, "BLOCK": 1024}
+    constants = {"C": 3, "WIDE": 8, "BLOCK": 1024}
     signature = {"h_ptr": "*bf16", "bias_ptr": "*bf16", "out_ptr": "*u8", "count": "i32"}
     signature |= dict.fromkeys(constants, "constexpr")
     made = triton.compile(ASTSource(levels_kernel, signature, constants), target=target)
