@@ -12,6 +12,7 @@ import errno
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from helios.geometry import CHUNK_FRAMES
 from helios.serving.errors import ApiError
@@ -42,6 +43,11 @@ class Jobs(Making):
         self._queue: list[Job] = []
         self._served: dict[str, float] = {}
         self._sending: set[str] = set()
+        self._keys: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    def one_at_a_time(self, owner: str, key: str) -> asyncio.Lock:
+        """To be held while a job is looked for by its key, and made if there is none."""
+        return self._keys.setdefault((owner, key), asyncio.Lock())
 
     @property
     def waiting(self) -> int:

@@ -75,12 +75,19 @@ async def _accepted(request: Request) -> Record:
     """The job that a request asks for; the same one again for the same ``Idempotency-Key``."""
     service, owner = _service(request), _owner(request)
     key = request.headers.get("idempotency-key")
-    if key is not None and len(key) > MOST_KEY:
+    if key is None:
+        return await _create(request, service, owner, None)
+    if len(key) > MOST_KEY:
         raise ApiError(400, "invalid_value", "the Idempotency-Key is too long", "Idempotency-Key")
-    if key is not None:
+    # Whoever asks again may do so before the first answer.
+    async with service.jobs.one_at_a_time(owner, key):
         for record in service.journal.all("video", owner):
             if record.document.get("idempotency_key") == key:
                 return record
+        return await _create(request, service, owner, key)
+
+
+async def _create(request: Request, service: Service, owner: str, key: str | None) -> Record:
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         return await _create_from_form(request, service, owner, key)
     asked = await read_json(request, CreateVideo)

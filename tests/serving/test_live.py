@@ -37,6 +37,7 @@ def shown(data: bytes, path: Path) -> np.ndarray:
 def test_the_bytes_of_a_stream_are_the_file_frame_for_frame(
     server: Server, reference: Pipeline, tmp_path: Path
 ) -> None:
+    """Case A37 too: a prompt lands in a later chunk, and those before it are as without it."""
     with server.live() as live:
         live.send("session.start", **QUICK, num_frames=132, ahead=1)
         live.until("video.chunk")
@@ -338,8 +339,19 @@ def refused(live: Live) -> dict:
     return message
 
 
+NEEDED = (
+    "jobs_active", "queue_depth", "sessions_active", "chunks_generated_total", "jobs_total",
+    "bad_samples_total", "nonfinite_steps_total", "worker_restarts_total", "ws_dropped_total",
+    "rss_bytes", "accelerator_allocated_bytes",
+)  # fmt: skip
+
+
 def test_figures_tell_how_long_a_wish_took_to_be_seen(server: Server) -> None:
     names = ("ttff_seconds_count", "prompt_apply_latency_seconds_count", "nonfinite_steps_total")
+    with server.client() as client:
+        text = client.get("/metrics").text
+    for name in NEEDED:
+        assert f"\n# HELP {name} " in f"\n{text}", name
     before = [server.metric(name) for name in names]
     with server.live() as live:
         live.start(num_frames=132, ahead=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -142,8 +144,8 @@ def test_ranges_give_their_part(client: httpx.Client) -> None:
     head = client.head(path)
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) == size
-    part = client.head(path, headers={"Range": "bytes=0-99"})
-    assert (part.status_code, part.headers["content-length"]) == (206, "100")
+    head = client.head(path, headers={"Range": "bytes=0-99"})
+    assert (head.status_code, head.headers["content-length"]) == (206, "100")
     assert client.get(path, headers={"Range": f"bytes={size}-"}).status_code == 416
     for ignored in ("bytes=5-2", "lines=1-2", "bytes=0-1,5-6", "bytes=-"):
         assert client.get(path, headers={"Range": ignored}).status_code == 200
@@ -194,12 +196,29 @@ def test_cancel_ends_the_job_and_keeps_the_record(client: httpx.Client, server: 
 
 
 def test_the_same_key_is_the_same_job(client: httpx.Client) -> None:
+    """Also for those who ask again before the first answer, and beside other keys."""
     body = QUICK | {"num_frames": 33}
-    made = [
-        client.post("/v1/videos", json=body, headers={"Idempotency-Key": "mine"}).json()["id"]
-        for _ in range(2)
-    ]
-    assert made[0] == made[1]
+
+    def ask(key: str) -> str:
+        answer = client.post("/v1/videos", json=body, headers={"Idempotency-Key": key})
+        return str(answer.json()["id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        mine = list(pool.map(ask, ["mine"] * 8))
+    assert len(set(mine)) == 1
+    assert ask("mine") == mine[0]
+    assert ask("another") != mine[0]
+
+
+def test_deleted_at_any_moment_it_is_gone(client: httpx.Client, server: Server) -> None:
+    """Requirement 43: also when the deletion meets the completion."""
+    for step in range(24):
+        video = make(client)
+        time.sleep(0.012 * step)
+        assert client.delete(f"/v1/videos/{video['id']}").json()["deleted"]
+        assert client.get(f"/v1/videos/{video['id']}").status_code == 404
+        assert not (server.data / "videos" / video["id"]).exists()
+    assert finished(client, make(client)["id"])["status"] == "completed"
 
 
 def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
