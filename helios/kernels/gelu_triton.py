@@ -36,37 +36,28 @@ def share(power):
     )
 
 
-# One program for every number of rows: none of its addresses is better for knowing it.
-@triton.jit(do_not_specialize=["together"])
+@triton.jit
 def gelu_kernel(
     x_ptr,
     bias_ptr,
     out_ptr,
     scale_ptr,
     width,
-    together,
     BIAS: tl.constexpr,
-    GELU: tl.constexpr,
     QUANTISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row, or without e4m3 one block of one row, of ``gelu(x + bias)`` or of ``x + bias``.
-
-    So many rows ``together`` have the same bias.
-    """
+    """One row, or without e4m3 one block of one row, of ``gelu(x + bias)``."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0)
     wide = x.to(tl.float32)
     if BIAS:
-        bias_ptr += row // together * width
-        wide += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        if BIAS:
-            wide = wide.to(x.dtype).to(tl.float32)
-        # Twice sqrt(2 / pi), times log2(e); and that times 0.044715.
-        wide = wide * share(wide * (2.302208198 + 0.10294323957 * wide * wide))
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        wide = (wide + bias).to(x.dtype).to(tl.float32)
+    # Twice sqrt(2 / pi), times log2(e); and that times 0.044715.
+    wide = wide * share(wide * (2.302208198 + 0.10294323957 * wide * wide))
     if QUANTISE:
         largest = tl.maximum(tl.max(tl.abs(wide), axis=0), 1e-12)
         tl.store(scale_ptr + row, largest / 448.0)
@@ -79,15 +70,11 @@ SLICE = 2048
 """Columns of one program where rows need not be seen whole."""
 
 
-def rowwise(x: Tensor, bias: Tensor | None, *, activate: bool, fp8: bool) -> tuple[Tensor, ...]:
-    """``gelu(x + bias)`` or ``x + bias``; with ``fp8`` as e4m3 values and their scales.
-
-    ``bias`` is ``[K]``, or ``[B, K]`` with one for every sample of ``x [B, ..., K]``.
-    """
+def _rowwise(x: Tensor, bias: Tensor | None, *, fp8: bool) -> tuple[Tensor, ...]:
+    """``gelu(x + bias)``; with ``fp8`` as e4m3 values and their scales."""
     x = x.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
-    biases = 1 if bias is None else bias.numel() // width
     out = torch.empty(x.shape, dtype=E4M3 if fp8 else x.dtype, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device) if fp8 else out
     block = triton.next_power_of_2(width)
@@ -95,13 +82,11 @@ def rowwise(x: Tensor, bias: Tensor | None, *, activate: bool, fp8: bool) -> tup
         block = min(block, SLICE)
     gelu_kernel[(rows, triton.cdiv(width, block))](
         x,
-        x if bias is None else bias.contiguous(),
+        x if bias is None else bias,
         out,
         scales,
         width,
-        rows // biases,
         BIAS=bias is not None,
-        GELU=activate,
         QUANTISE=fp8,
         BLOCK=block,
         num_warps=max(1, min(16, block // 1024)) if fp8 else 4,
@@ -111,9 +96,9 @@ def rowwise(x: Tensor, bias: Tensor | None, *, activate: bool, fp8: bool) -> tup
 
 def gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     """See :func:`helios.kernels.gelu`."""
-    return rowwise(x, bias, activate=True, fp8=False)[0]
+    return _rowwise(x, bias, fp8=False)[0]
 
 
 def gelu_e4m3(x: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     """The same as values and scales."""
-    return rowwise(x, bias, activate=True, fp8=True)
+    return _rowwise(x, bias, fp8=True)

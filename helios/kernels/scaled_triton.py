@@ -10,15 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios.kernels.gelu_triton import rowwise
 from helios.kernels.scaled import E4M3
+from helios.kernels.stream_triton import launch
 
 __all__ = ["quantise_centred", "quantise_heads", "quantise_rows"]
 
 
 def quantise_rows(x: Tensor, offset: Tensor | None = None) -> tuple[Tensor, ...]:
     """See :func:`helios.kernels.quantise_rows`: values and scales."""
-    return rowwise(x, offset, activate=False, fp8=True)
+    tokens = x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
+    values, scale = launch(tokens, second=offset, fp8=True)
+    return values.view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ __all__ = ["LAYER", "RMS", "launch", "normalised", "pieces", "tokens_for", "tota
 
 RMS, LAYER = 1, 2
 """The norm; 0 is none."""
-GAINS, MODULATION = 1, 2
+GAINS, MODULATION, SHIFT = 1, 2, 3
 """What follows it; 0 is nothing."""
 
 
@@ -86,10 +86,11 @@ def _mapped(
 ):
     """Some columns after the norm: times gains or ``1 + scale``, plus offsets or shift."""
     inside = column < width
-    first = _kept(first_ptr, column, inside, WHOLE)
-    if AFTER == 2:
-        first += 1.0
-    wide = wide * first
+    if AFTER != 3:
+        first = _kept(first_ptr, column, inside, WHOLE)
+        if AFTER == 2:
+            first += 1.0
+        wide = wide * first
     if OFFSET:
         wide += _kept(second_ptr, column, inside, WHOLE)
     return wide
@@ -269,7 +270,8 @@ def launch(
         last_gate: see ``last``.
         norm: 0, `RMS` or `LAYER`.
         first: gains ``[D]``, or scales ``[B, 2, D]``.
-        second: offsets ``[D]``, or shifts ``[B, 2, D]``, of the strides of ``first``.
+        second: offsets ``[D]``, or shifts ``[B, 2, D]``, of the strides of ``first``; without it
+            ``[B, D]``, one for all tokens of a sample.
         eps: added to the mean square.
         fp8: give e4m3 with a scale per token.
     """
@@ -283,6 +285,9 @@ def launch(
         if second is not None and second.stride() != first.stride():
             first, second = first.contiguous(), second.contiguous()
         table = (0, 0) if after == GAINS else _rows(first)
+    elif second is not None:
+        second = second.contiguous()
+        after, table = SHIFT, (second.stride(0), 0)
     head, tail = pieces(width)
     tokens = tokens_for(batch * length)
     groups = triton.cdiv(split, tokens) + triton.cdiv(length - split, tokens)

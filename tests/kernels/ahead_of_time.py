@@ -154,7 +154,9 @@ def calls():
     yield "gelu", *gelu, False, lambda: gelu_triton.gelu(hidden, None)
     yield "gelu bias", *gelu, False, lambda: gelu_triton.gelu(hidden, bias)
     yield "gelu e4m3", *gelu, True, lambda: gelu_triton.gelu_e4m3(hidden, None)
-    yield "rows", *gelu, True, lambda: scaled_triton.quantise_rows(meta(*X))
+    stream = (stream_triton, "stream_kernel")
+    yield "rows", *stream, True, lambda: scaled_triton.quantise_rows(meta(*X))
+    yield "rows of a weight", *stream, True, lambda: scaled_triton.quantise_rows(meta(64, HIDDEN))
     value = joined.unflatten(-1, (HEADS, CHANNELS))
     heads = lambda: scaled_triton.quantise_heads(value)  # noqa: E731
     yield "largest of a head", scaled_triton, "head_largest_kernel", False, heads
@@ -165,7 +167,7 @@ def calls():
     yield "centred values", scaled_triton, "head_values_kernel", True, centred
     mean = meta(1, WIDTH, dtype=torch.float32)
     offset = lambda: scaled_triton.quantise_rows(meta(*X), mean)  # noqa: E731
-    yield "rows with an offset", *gelu, True, offset
+    yield "rows with an offset", *stream, True, offset
 
 
 CASES = [
