@@ -1,6 +1,6 @@
 """Photograph the studio in its main states, for the documentation.
 
-    python benchmarks/picture_studio.py [--out docs/studio] [--steps 12] [--scenes NAME,…]
+    python benchmarks/picture_studio.py [--out docs/studio] [--detail full] [--scenes NAME,…]
 
 Starts a server with the bundled model, drives a headless Chromium as a person would, and writes one
 small WebP for each state: empty, playing, a change announced, a timeline with a branch (in the
@@ -39,7 +39,7 @@ class Photographer:
         self.browser = browser
         self.address = address
         self.out: Path = options.out
-        self.settings = {"steps": options.steps, "guidance": "3", "transition": "0", "seed": "7"}
+        self.settings = {"detail": options.detail, "transition": "0", "seed": "7"}
 
     def visit(self, size: dict[str, int]) -> Page:
         context = self.browser.new_context(
@@ -154,7 +154,7 @@ SCENES: dict[str, Callable[[Photographer], Any]] = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/studio"))
-    parser.add_argument("--steps", default="12")
+    parser.add_argument("--detail", default="full", choices=("quick", "fine", "full"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scenes", default=",".join(SCENES), help="separated by commas")
     return parser.parse_args()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-__all__ = ["CHROMIUM_FLAGS", "CHROMIUM_MISSING", "chromium", "find_chromium", "server"]
+__all__ = ["CHROMIUM_FLAGS", "CHROMIUM_MISSING", "chromium", "fetch", "find_chromium", "server"]
 
 CHROMIUM_MISSING = (
     "Chromium was not found. Install it (Debian, Ubuntu: apt-get install -y chromium; or "

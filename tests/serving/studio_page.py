@@ -8,6 +8,9 @@ import io
 import json
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +28,30 @@ BLUE = "a blue cube spins on snow"
 CHEAP = {"steps": "2", "guidance": "3", "transition": "0", "seed": "7"}
 OWN = frozenset({"steps", "guidance"})
 """What a distilled model does its own way: few steps as it is, and no guidance."""
-SLOW = "4,4,4"
-"""Steps that leave a test time to act while the distilled model is at work."""
 WAIT_MS = 80_000
+"""How long to wait for the next sign of life."""
+PAUSE = 0.4
+"""Seconds before each of the three steps of a chunk: longer together than the chunk plays."""
+
+
+def fault(address: str, kind: str, seconds: float = 0) -> None:
+    """Something happens to the worker at its next step."""
+    request = urllib.request.Request(
+        f"{address}/test/faults",
+        data=json.dumps({"kind": kind, "seconds": seconds}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+@contextmanager
+def slowed(address: str) -> Iterator[None]:
+    """For the time of the block the model is slower than real time, on any machine."""
+    fault(address, "slow", PAUSE)
+    try:
+        yield
+    finally:
+        fault(address, "slow", 0)
 
 
 def _distilled(address: str) -> bool:
@@ -83,9 +107,19 @@ class Studio:
         return str(dict(zip(parts, shown, strict=True)))
 
     def until(self, expression: str, seconds: float = WAIT_MS / 1000) -> None:
-        """Wait for an expression; playwright's own way needs eval, which the page forbids."""
-        deadline = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
+        """Wait for an expression; playwright's own way needs eval, which the page forbids.
+
+        ``seconds`` count from the last sign of life: a busy machine is no defect of the page.
+        """
+        alive, deadline = None, 0.0
+        signs = """[document.body.dataset.phase, document.querySelectorAll('.tile').length,
+          document.getElementById('banner').textContent].join()"""
+        while True:
+            done, now = self.page.evaluate(f"[Boolean({expression}), {signs}]")
+            if done:
+                return
+            if now != alive:
+                alive, deadline = now, time.monotonic() + seconds
             assert time.monotonic() < deadline, f"{expression}: {self.state}"
             self.page.wait_for_timeout(40)
 
@@ -99,15 +133,18 @@ class Studio:
     def frame(self, seconds: float) -> np.ndarray:
         """Pixels ``[H, W, 3]`` of what the player shows at ``seconds``."""
         # A player that has come to its end goes on when there is more: seek, then stop it.
-        self.page.evaluate("at => { document.getElementById('video').currentTime = at; }", seconds)
-        self.page.wait_for_timeout(250)
-        if self.page.get_attribute("#play", "aria-label") == "Pause":
-            self.page.evaluate("document.getElementById('play').click()")
         url = self.page.evaluate(
             """async (at) => {
-              const video = document.getElementById("video");
-              video.currentTime = at;
-              await new Promise((done) => video.addEventListener("seeked", done, { once: true }));
+              const [video, play] = ["video", "play"].map((id) => document.getElementById(id));
+              const seek = () => new Promise((done) => {
+                video.addEventListener("seeked", done, { once: true });
+                video.currentTime = at;
+              });
+              // Before the header is read a position is only noted, and no seek ends.
+              while (!video.readyState) await new Promise((done) => setTimeout(done, 40));
+              await seek();
+              if (play.getAttribute("aria-label") === "Pause") play.click();
+              await seek();
               await new Promise((done) => setTimeout(done, 120));
               const canvas = document.createElement("canvas");
               canvas.width = video.videoWidth; canvas.height = video.videoHeight;

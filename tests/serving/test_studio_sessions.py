@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .studio_page import BLUE, RED, Studio, blueness, studio
+from .studio_page import BLUE, RED, Studio, blueness, fault, studio
 
 CHUNK = 33 / 24
 MIDDLE = 0.7
 """Seconds from the beginning of a chunk to where it is looked at."""
-
-
-def crash(address: str) -> None:
-    """The worker dies at the next step."""
-    request = urllib.request.Request(
-        f"{address}/test/faults",
-        data=json.dumps({"kind": "crash"}).encode(),
-        headers={"content-type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=10).close()
 
 
 def last_session(page: Studio) -> dict[str, object]:
@@ -98,7 +86,7 @@ def test_a_dead_worker_is_waited_for_and_the_video_goes_on(page: Studio) -> None
     told = "document.getElementById('banner').textContent.includes('goes on by itself')"
 
     # In the first chunk nothing is on disk: the video begins again with its own seed.
-    crash(page.address)
+    fault(page.address, "crash")
     page.write(RED)
     page.until(told)
     page.wait_chunks(2)
@@ -111,7 +99,7 @@ def test_a_dead_worker_is_waited_for_and_the_video_goes_on(page: Studio) -> None
     tab.click("#acts button:has-text('Keep')")
     page.until("document.getElementById('polite').textContent.includes('Kept')")
     session = last_session(page)["id"]
-    crash(page.address)
+    fault(page.address, "crash")
     page.write(BLUE)
     page.until(told)
     page.until("document.querySelector('.ribbon .run:nth-child(2):not([data-pending=true])')")

@@ -2,7 +2,7 @@
 
 import { $, announce, banner, memory, setIcon } from "./dom.js";
 import { get, download } from "./api.js";
-import { bytes, clock, plural, rate, wait } from "./format.js";
+import { bytes, clock, later, plural, rate } from "./format.js";
 import { SLOWEST } from "./pace.js";
 import { Player } from "./player.js";
 import { Story } from "./story.js";
@@ -13,6 +13,8 @@ import { Composer } from "./composer.js";
 import { Library } from "./library.js";
 import { cards } from "./examples.js";
 import { shortcuts } from "./keys.js";
+import { files } from "./dropping.js";
+import { drawer, drawerOpen, narrow, nextTheme } from "./looks.js";
 
 const story = new Story();
 const player = new Player($("video"));
@@ -21,7 +23,6 @@ const timeline = new Timeline(story, player);
 const settings = new Settings();
 const composer = new Composer(director, player, story, settings);
 const library = new Library();
-const narrow = matchMedia("(max-width: 1060px)");
 
 // ------------------------------------------------------------------------------------- wishes
 
@@ -46,6 +47,10 @@ function branch({ take, index, prompt }) {
   director.branch(take, index, { prompt: same ? null : prompt, seed: same ? newSeed() : null, transition: settings.transition });
 }
 
+function keep({ take, index }) {
+  return director.keep(take, index, `${take.promptAt(index)} (chunk ${index + 1})`.slice(0, 128));
+}
+
 function reroll(detail) {
   if (!detail) return;
   timeline.choose(null);
@@ -65,7 +70,7 @@ timeline.addEventListener("move", ({ detail: { take, text, chunk } }) => {
   story.promise(take, { chunk, prompt: text });
   director.change(text, settings.transition, chunk);
 });
-timeline.addEventListener("keep", ({ detail }) => director.keep(detail.take, detail.index, `${detail.take.promptAt(detail.index)} (chunk ${detail.index + 1})`.slice(0, 128)));
+timeline.addEventListener("keep", ({ detail }) => keep(detail));
 
 settings.addEventListener("loras", () => director.wear(settings.loras));
 settings.addEventListener("prompt", ({ detail }) => { composer.text = detail; });
@@ -105,7 +110,7 @@ function showPhase() {
 
 /** Behind a picture that does not fill the stage: its own colours, far out of focus. */
 function glow() {
-  const shown = story.current?.chunk(Math.min(Math.floor(player.time / player.chunkSeconds + 1e-3), story.current.length - 1))?.thumbnail;
+  const shown = story.current?.chunk(Math.min(player.chunk, story.current.length - 1))?.thumbnail;
   const url = shown ? `url("${shown}")` : "none";
   if ($("glow").style.backgroundImage !== url) $("glow").style.backgroundImage = url;
 }
@@ -174,6 +179,7 @@ player.addEventListener("failed", ({ detail }) => banner(`The player stopped: ${
 
 $("play").addEventListener("click", () => { player.toggle(); pace(); });
 $("video").addEventListener("click", () => { player.toggle(); pace(); });
+$("save").addEventListener("click", save);
 $("full").addEventListener("click", fullscreen);
 
 function fullscreen() {
@@ -181,10 +187,15 @@ function fullscreen() {
   else $("stage").requestFullscreen?.().catch(() => {});
 }
 
+function save() {
+  const take = story.current;
+  if (take?.length) download(`v1/sessions/${take.id}/content`, "helios.mp4").catch((error) => banner(error.message));
+}
+
 function step(by) {
   const take = story.current;
   if (!take?.length) return;
-  const now = Math.floor(player.time / player.chunkSeconds + 1e-3);
+  const now = player.chunk;
   const index = Math.min(Math.max(now + by, 0), take.length - 1);
   if (player.holds(index)) player.seek(index * player.chunkSeconds + 0.25 / player.fps);
   timeline.choose(take, index);
@@ -239,11 +250,11 @@ director.addEventListener("problem", ({ detail }) => {
 });
 director.addEventListener("settings", ({ detail }) => {
   const [first] = detail.warnings;
-  if (first) { banner(first, { kind: "hint" }); announce(first); }
+  if (first) banner(first, { kind: "hint" });
 });
 director.addEventListener("connection", ({ detail }) => {
   if (detail.state === "waiting") {
-    banner(`The connection is gone. Trying again in ${wait(detail.seconds)}; nothing is lost.`, { action: "Now", onaction: detail.now, stay: true });
+    banner(`The connection is gone. Trying again ${later(detail.seconds)}; nothing is lost.`, { action: "Try now", onaction: detail.now, stay: true });
   } else if (detail.state === "open" && $("banner").dataset.kind === "problem") {
     banner("");
   }
@@ -252,29 +263,7 @@ director.addEventListener("connection", ({ detail }) => {
 // ------------------------------------------------------------------------------- files, dropping
 
 $("attach").addEventListener("click", () => (settings.start ? drawer(true) : $("file").click()));
-$("file").addEventListener("change", (event) => {
-  const [file] = event.target.files;
-  event.target.value = "";
-  if (file) settings.take(file);
-});
-
-let inside = 0;
-const carries = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
-addEventListener("dragenter", (event) => { if (carries(event)) { inside += 1; $("drop").hidden = false; } });
-addEventListener("dragleave", (event) => { if (carries(event)) { inside -= 1; $("drop").hidden = inside > 0 ? false : true; } });
-addEventListener("dragover", (event) => { if (carries(event)) event.preventDefault(); });
-addEventListener("drop", (event) => {
-  if (!carries(event)) return;
-  event.preventDefault();
-  inside = 0;
-  $("drop").hidden = true;
-  view("studio");
-  settings.take(event.dataTransfer.files[0]);
-});
-addEventListener("paste", (event) => {
-  const [file] = event.clipboardData?.files ?? [];
-  if (file) { event.preventDefault(); settings.take(file); }
-});
+files((file) => { view("studio"); settings.take(file); });
 
 // ------------------------------------------------------------------------- views, theme, keyboard
 
@@ -294,33 +283,6 @@ $("go-studio").addEventListener("click", () => view("studio"));
 $("go-library").addEventListener("click", () => view("library"));
 $("nothing-go").addEventListener("click", () => { view("studio"); $("prompt").focus(); });
 
-function drawer(open) {
-  document.body.dataset.drawer = open;
-  $("setup-open").setAttribute("aria-expanded", String(open));
-  $("setup").inert = narrow.matches && !open;
-  if (open) { if (narrow.matches) $("setup-close").focus(); else $("setup").querySelector("button, input")?.focus(); }
-}
-
-$("setup-open").addEventListener("click", () => drawer(document.body.dataset.drawer !== "true"));
-$("setup-close").addEventListener("click", () => { drawer(false); $("setup-open").focus(); });
-narrow.addEventListener("change", () => { document.body.dataset.drawer = "false"; $("setup").inert = narrow.matches; });
-$("setup").inert = narrow.matches;
-
-const THEMES = ["system", "light", "dark"];
-function theme(next) {
-  const root = document.documentElement;
-  if (next === "system") delete root.dataset.theme; else root.dataset.theme = next;
-  try { if (next === "system") localStorage.removeItem("helios.theme"); else localStorage.setItem("helios.theme", next); } catch { /* for this visit only */ }
-  $("theme").setAttribute("aria-label", `Theme: ${next === "system" ? "as the system" : next}`);
-  $("theme").title = $("theme").getAttribute("aria-label");
-}
-function nextTheme() {
-  const now = document.documentElement.dataset.theme ?? "system";
-  theme(THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]);
-  announce($("theme").getAttribute("aria-label"));
-}
-$("theme").addEventListener("click", nextTheme);
-theme(document.documentElement.dataset.theme ?? "system");
 $("help-open").addEventListener("click", () => $("help").showModal());
 
 const here = () => document.body.dataset.view === "studio";
@@ -333,15 +295,16 @@ shortcuts({
   reroll: () => { if (here()) reroll(timeline.target); },
   extend: () => { if (here() && !$("extend").hidden) composer.extend(); },
   stop: () => { if (director.busy) director.stop(); },
-  download: () => { const take = story.current; if (take?.length) download(`v1/sessions/${take.id}/content`, "helios.mp4").catch((error) => banner(error.message)); },
+  download: save,
+  keep: () => { const at = timeline.target; if (here() && at) keep(at); },
   fresh: () => { view("studio"); fresh(); },
   full: fullscreen,
-  settings: () => { view("studio"); drawer(document.body.dataset.drawer !== "true"); },
+  settings: () => { view("studio"); drawer(!drawerOpen()); },
   library: () => view(here() ? "library" : "studio"),
   theme: nextTheme,
   help: () => $("help").showModal(),
   escape: (event) => {
-    if (document.body.dataset.drawer === "true") drawer(false);
+    if (drawerOpen()) drawer(false);
     else if (composer.cancelBranch()) $("prompt").focus();
     else if (event.target.matches("input, textarea, select")) event.target.blur();
     else timeline.choose(null);

@@ -1,7 +1,7 @@
 // The prompt bar: what Enter does now, and what was promised for which chunk.
 
 import { $, el, button } from "./dom.js";
-import { short, wait } from "./format.js";
+import { later, short } from "./format.js";
 import { changes } from "./examples.js";
 
 /** Events: "generate", "change", "branch" (`{take, index}` beside), each with `detail.prompt`; "stop"; "extend". */
@@ -88,7 +88,9 @@ export class Composer extends EventTarget {
   }
 
   /** Whether there is a scene to change, and another one written. */
-  get #changeable() { return this.#director.phase === "making" && this.text !== this.#latest(); }
+  get #changeable() {
+    return this.#director.phase === "making" && this.#director.branching === null && this.text !== this.#latest();
+  }
 
   #key(event) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -176,7 +178,7 @@ export class Composer extends EventTarget {
   #promise(change) {
     const take = this.#story.current;
     const seconds = this.#untilSeen(change.chunk, take);
-    const when = Number.isFinite(seconds) ? `in ${wait(seconds)}`.replace("in now", "now") : "";
+    const when = Number.isFinite(seconds) ? later(seconds) : "";
     return el("p", { class: `note hue-${this.#story.hue(change.text)}`, dataset: { applied: change.applied } },
       el("span", { class: "dot", "aria-hidden": "true" }),
       el("strong", {}, `Lands in chunk ${change.chunk + 1}`),

@@ -61,10 +61,12 @@ export function banner(text, { action = null, onaction = null, kind = "problem",
   if (!text) return;
   node.dataset.kind = kind;
   node.querySelector("span").textContent = sentence(text);
-  const act = node.querySelector("button");
-  act.hidden = false;
-  act.textContent = action ?? "Dismiss";
-  act.onclick = onaction ?? (() => banner(""));
+  announce(sentence(text), kind === "problem");
+  const act = node.querySelector(".act");
+  act.hidden = !action;
+  act.textContent = action ?? "";
+  act.onclick = onaction;
+  $("banner-close").onclick = () => banner("");
   if (!stay) toastTimer = setTimeout(() => banner(""), 9000);
 }
 

@@ -10,19 +10,18 @@ export function clock(seconds) {
   return `${minutes}:${rest.toFixed(1).padStart(4, "0")}`;
 }
 
-/** Seconds in words for a wait: "3 s", "2 min". */
-export function wait(seconds) {
-  if (!Number.isFinite(seconds)) return "";
+/** When something comes that is so many seconds away: "now", "in 3 s", "in 2 min". */
+export function later(seconds) {
   if (seconds < 0.95) return "now";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return `${Math.round(seconds / 60)} min`;
+  if (seconds < 90) return `in ${Math.round(seconds)} s`;
+  return `in ${Math.round(seconds / 60)} min`;
 }
 
 export function bytes(count) {
   if (!count) return "–";
-  const units = ["B", "KB", "MB", "GB", "TB"];
+  const units = ["B", "kB", "MB", "GB", "TB"];
   let power = 0;
-  while (count >= 1000 && power < units.length - 1) { count /= 1024; power += 1; }
+  while (count >= 999.5 && power < units.length - 1) { count /= 1000; power += 1; }
   return `${count >= 100 || power === 0 ? Math.round(count) : count.toFixed(1)} ${units[power]}`;
 }
 

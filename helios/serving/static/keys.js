@@ -5,15 +5,16 @@ import { $, el } from "./dom.js";
 /** `[key, words, action name]`; keys without a modifier work outside text fields. */
 const TABLE = [
   ["/", "Write the prompt", "write"],
-  ["Enter", "Generate; while it plays: change the scene", null],
+  ["Enter", "Generate, or change the scene", null],
   ["Ctrl Enter", "A new video from this prompt", null],
   ["Alt ↑ ↓", "Earlier prompts", null],
   ["Space", "Play or pause", "toggle"],
   ["← →", "Chunk by chunk", null],
   ["b", "Branch from the chunk", "branch"],
   ["r", "Re-roll from the chunk", "reroll"],
-  ["Tab ← →", "On the dot of a change to come: land it elsewhere", null],
+  ["k", "Keep the chunk on disk", "keep"],
   ["e", "Extend", "extend"],
+  ["Tab ← →", "On the dot of a change: move it", null],
   ["s", "Stop", "stop"],
   ["d", "Download", "download"],
   ["n", "Empty stage, new video", "fresh"],
@@ -22,7 +23,7 @@ const TABLE = [
   ["l", "Library, and back", "library"],
   ["t", "Light, dark, as the system", "theme"],
   ["?", "This list", "help"],
-  ["Esc", "Close, cancel, leave the prompt", null],
+  ["Esc", "Close, cancel, leave a field", null],
 ];
 
 /** Listen; `actions` maps action names to functions, and "previous", "next", "escape". */

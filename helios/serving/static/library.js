@@ -171,7 +171,7 @@ function facts(entry) {
     entry.seconds ? clock(entry.seconds) : null,
     settings.width ? `${settings.width} × ${settings.height}` : null,
     settings.seed !== undefined && settings.seed !== null ? `seed ${settings.seed}` : null,
-    steps ? (Array.isArray(steps) ? steps.join("+") : plural(steps, "step")) : null,
+    steps ? (Array.isArray(steps) ? `${steps.join("+")} steps` : plural(steps, "step")) : null,
     settings.model ?? null,
     entry.size ? bytes(entry.size) : null,
     entry.created ? ago(entry.created) : null,

@@ -40,6 +40,8 @@ export class Player extends EventTarget {
   static get supported() { return Boolean(Source) && Source.isTypeSupported('video/mp4; codecs="avc1.64001E"'); }
 
   get time() { return this.#video.currentTime; }
+  /** The chunk at the playhead. */
+  get chunk() { return Math.floor(this.#video.currentTime / this.#chunkSeconds + 1e-3); }
   get fps() { return this.#fps; }
   get paused() { return !this.#wanted; }
   get chunkSeconds() { return this.#chunkSeconds; }
@@ -129,7 +131,6 @@ export class Player extends EventTarget {
 
   play() {
     this.#wanted = true;
-    if (!this.#more && this.ready < 0.05 && this.end > 0) this.seek(0);
     this.#tick();
   }
 
@@ -138,9 +139,12 @@ export class Player extends EventTarget {
     this.#tick();
   }
 
+  /** Play or pause; at the end of a finished video: from the beginning. */
   toggle() {
-    if (this.#wanted && !(this.#video.ended || (!this.#more && this.ready < 0.05))) this.pause();
-    else this.play();
+    const over = !this.#more && this.end > 0 && (this.#video.ended || this.ready < 0.05);
+    if (this.#wanted && !over) { this.pause(); return; }
+    if (over) this.seek(0);
+    this.play();
   }
 
   #openSource(mime) {
@@ -207,13 +211,15 @@ export class Player extends EventTarget {
     const rate = this.pace.rate(performance.now() / 1000, ready, this.#more);
     if (Math.abs(video.playbackRate - rate) > 0.02 || (rate === 1 && video.playbackRate !== 1)) video.playbackRate = rate;
     if (this.#wanted && video.paused && ready > 0.05) {
+      // Of itself a browser would begin again at the beginning.
+      if (video.ended) video.currentTime -= 0.5 / this.#fps;
       video.play().catch((error) => { if (error.name === "NotAllowedError") this.pause(); });
     } else if (!this.#wanted && !video.paused) {
       video.pause();
     }
     this.#trim();
     this.dispatchEvent(new Event("time"));
-    const chunk = Math.floor(video.currentTime / this.#chunkSeconds + 1e-3);
+    const { chunk } = this;
     if (chunk !== this.#chunk && ready > 0) {
       this.#chunk = chunk;
       this.dispatchEvent(new CustomEvent("chunk", { detail: chunk }));

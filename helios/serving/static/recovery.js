@@ -4,6 +4,14 @@ const LOSSES = ["worker_crashed", "timeout"];
 /** Losses without a chunk between them; after these the video itself may be the reason. */
 const MOST = 3;
 
+/**
+ * Whether a session that was refused may be had a little later: the weights are being read, the process is being
+ * replaced, or the server has not noticed yet that the other end of the old connection is gone.
+ */
+export function retryable(code, resuming) {
+  return code === "not_ready" || (resuming && [...LOSSES, "session_active", "queue_full"].includes(code));
+}
+
 /** One stage's memory of what was asked for, and how often it failed. */
 export class Recovery {
   /** Whether the model is being waited for. */
@@ -34,7 +42,7 @@ export class Recovery {
 
   /** The change that came after the state which the session goes on from, or null. */
   missing(take, first) {
-    if (this.asked) return this.asked;
+    if (this.asked || !this.active) return this.asked;
     const last = take.prompts.at(-1);
     return last && (!last.applied || last.chunk > first) ? last : null;
   }

@@ -118,8 +118,9 @@ export class Seams extends EventTarget {
     const frames = take.settings.num_frames;
     const length = Math.round(this.#player.chunkSeconds * this.#player.fps);
     const last = frames ? Math.ceil(frames / length) - 1 : Infinity;
-    // The chunk after those that are there is being made already.
-    const low = Math.min(take.length + 1, last);
+    // The chunk after those that are there is being made already, unless the change lands in it.
+    const soon = take.pending ? Math.max(take.pending.chunk, take.length) : Infinity;
+    const low = Math.min(take.length + 1, soon, last);
     return [low, Math.max(low, Math.min(last, take.length + FARTHEST))];
   }
 }

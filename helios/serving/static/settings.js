@@ -46,9 +46,17 @@ export class Settings extends EventTarget {
   get transition() { return Number(this.#values.transition); }
   get seconds() { return this.#values.length === "" ? null : Number(this.#values.length); }
 
+  /** The levels that differ: few steps have no quarter and no half. */
+  get #details() {
+    const steps = DETAILS.map(([, , share]) => JSON.stringify(stepsFor(this.defaults.plan.steps, share)));
+    return DETAILS.filter((_, i) => steps.indexOf(steps[i]) === i);
+  }
+
   get #detail() {
     // A CPU shows something soon only with few steps; a GPU makes what the checkpoint is meant for.
-    return this.#values.detail ?? (String(this.model?.device ?? "").startsWith("cpu") ? "quick" : "full");
+    const wanted = this.#values.detail ?? (String(this.model?.device ?? "").startsWith("cpu") ? "quick" : "full");
+    const at = DETAILS.findIndex(([name]) => name === wanted);
+    return this.#details.findLast(([name]) => DETAILS.findIndex(([other]) => other === name) <= at)?.[0] ?? "quick";
   }
 
   get steps() {
@@ -120,7 +128,6 @@ export class Settings extends EventTarget {
     } catch (error) {
       this.start = null;
       banner(error.message);
-      announce(error.message, true);
     }
     this.#draw();
     this.dispatchEvent(new Event("start"));
@@ -171,7 +178,7 @@ export class Settings extends EventTarget {
     $("setup-body").replaceChildren(
       this.#startBox(),
       this.#choice("length", "Length", LENGTHS),
-      this.defaults.plan ? this.#choice("detail", "Detail", DETAILS, this.#detail, this.#detailNote()) : "",
+      this.defaults.plan ? this.#choice("detail", "Detail", this.#details, this.#detail, this.#detailNote()) : "",
       this.#choice("transition", "A new prompt arrives", TRANSITIONS),
       this.#seed(),
       this.#modelBox(),
@@ -234,7 +241,7 @@ export class Settings extends EventTarget {
   #modelBox() {
     const select = el("select", { id: "model", "aria-label": "Model", onchange: (event) => { this.#set("model", event.target.value); this.#draw(); } },
       this.models.map((model) => el("option", { value: model.id, selected: model === this.model }, model.id)));
-    const device = this.model?.device ? `On ${this.model.device}, ${this.model.dtype ?? ""}`.replace(/, $/, "") : null;
+    const device = this.model?.device ? [this.model.device.replace(/^cpu$/, "CPU").replace(/^cuda/, "GPU"), this.model.dtype].filter(Boolean).join(", ") : null;
     return this.#group("Model", select, device ? el("p", { class: "dim" }, device) : null);
   }
 

@@ -37,7 +37,7 @@ export class Timeline extends EventTarget {
     if (this.#chosen && this.#story.takes.get(this.#chosen.take.id) === this.#chosen.take) return this.#chosen;
     const take = this.#story.current;
     if (!take?.length) return null;
-    const index = Math.min(Math.floor(this.#player.time / this.#player.chunkSeconds + 1e-3), take.length - 1);
+    const index = Math.min(this.#player.chunk, take.length - 1);
     return { take, index };
   }
 
@@ -145,7 +145,7 @@ export class Timeline extends EventTarget {
   #mark() {
     const target = this.#chosen;
     const current = this.#story.current;
-    const playing = current ? Math.floor(this.#player.time / this.#player.chunkSeconds + 1e-3) : -1;
+    const playing = current ? this.#player.chunk : -1;
     const on = current && playing < current.length ? this.#tile(current, playing) : null;
     const chosen = target ? this.#tile(target.take, target.index) : null;
     const path = current ? new Set(Array.from({ length: current.length }, (_, i) => this.#tile(current, i))) : new Set();
@@ -165,10 +165,13 @@ export class Timeline extends EventTarget {
 
   #reveal(tile) {
     const box = $("lanes");
-    const left = place(tile)[0] - box.clientWidth * 0.6;
-    if (Math.abs(box.scrollLeft - left) > tile.offsetWidth) {
+    const [x, y] = place(tile);
+    const left = x - box.clientWidth * 0.6;
+    // Many takes scroll within the strip, ribbons included.
+    const seen = y - 28 >= box.scrollTop && y + tile.offsetHeight <= box.scrollTop + box.clientHeight;
+    if (Math.abs(box.scrollLeft - left) > tile.offsetWidth || !seen) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-      box.scrollTo({ left, behavior: calm ? "auto" : "smooth" });
+      box.scrollTo({ left, top: seen ? box.scrollTop : y - 28, behavior: calm ? "auto" : "smooth" });
     }
   }
 
@@ -195,7 +198,7 @@ export class Timeline extends EventTarget {
     if (box.dataset.name === name) return;
     box.dataset.name = name;
     if (!chosen) {
-      box.replaceChildren(el("p", { class: "dim" }, "Choose a chunk to go back to it, branch from it or make it again."));
+      box.replaceChildren(el("p", { class: "dim" }, "Choose a chunk to branch, re-roll or keep it."));
       return;
     }
     const can = this.#branchable(chosen);
@@ -204,7 +207,7 @@ export class Timeline extends EventTarget {
       el("p", { class: "dim" }, `Chunk ${chosen.index + 1}`),
       button("branch", "Branch", () => this.#say("branch"), { "aria-keyshortcuts": "b", disabled: !can, title: why ?? "Go on differently from here (B)" }),
       button("dice", "Re-roll", () => this.#say("reroll"), { "aria-keyshortcuts": "r", disabled: !can, title: why ?? "Make this and what follows again with another seed (R)" }),
-      button("pin", "Keep", () => this.#say("keep"), { disabled: !can, title: why ?? "Keep this point on disk" }),
+      button("pin", "Keep", () => this.#say("keep"), { disabled: !can, "aria-keyshortcuts": "k", title: why ?? "Keep this point on disk (K)" }),
     );
   }
 
