@@ -64,7 +64,7 @@ class Node:
         self._start()
 
     def _start(self) -> None:
-        handle, name = tempfile.mkstemp(prefix="helios-key-")
+        handle, name = tempfile.mkstemp(prefix="keys-", dir=self._folder)
         with os.fdopen(handle, "w") as file:
             file.writelines(f"{name} {key}\n" for name, key in self._keys.items())
         self._key_file = Path(name)

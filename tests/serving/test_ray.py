@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -196,4 +195,5 @@ def test_a_node_that_dies_is_missed_and_comes_back(opened: Opened, nodes: list[N
         assert other.get("/v1/videos").status_code == 200
         wait_for(lambda: lost.get("/health/ready").status_code == 200, 120, "the node")
         assert lost.get(f"/v1/videos/{kept}").json()["status"] == "completed"
-        assert not list(Path(tempfile.gettempdir()).glob("helios-key-*"))
+        left = nodes[number]._folder.glob
+        wait_for(lambda: not list(left("keys-*")), 10, "the end of the file with the keys")

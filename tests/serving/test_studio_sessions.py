@@ -119,7 +119,7 @@ def test_a_video_dropped_on_a_phone_in_the_dark(page: Studio, tmp_path: Path) ->
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.emulate_media(color_scheme="dark")
     with VideoWriter(tmp_path / "clip.mp4", 192, 128) as writer:
-        writer.write(np.tile(np.uint8([20, 40, 210]), (40, 128, 192, 1)))
+        writer.write(np.tile(np.array([20, 40, 210], np.uint8), (40, 128, 192, 1)))
     page.open(motion=0)
     transfer = tab.evaluate_handle(
         """(text) => {

@@ -14,7 +14,7 @@ const TABLE = [
   ["r", "Re-roll from the chunk", "reroll"],
   ["k", "Keep the chunk on disk", "keep"],
   ["e", "Extend", "extend"],
-  ["Tab ← →", "On the dot of a change: move it", null],
+  ["Tab ← →", "Move the dot of a change", null],
   ["s", "Stop", "stop"],
   ["d", "Download", "download"],
   ["n", "Empty stage, new video", "fresh"],
