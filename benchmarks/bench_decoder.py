@@ -35,7 +35,7 @@ from helios.codec import (
 )
 from helios.codec.decode import FastDecoder, PlainOps, fast_ops
 from helios.evaluation import hardware, timed
-from helios.evaluation.clock import Spread
+from helios.evaluation.throughput.clock import Spread
 from helios.geometry import CHUNK_LATENTS, latent_size
 from helios.pipeline import decode_flops, pick_device
 from helios.presets import models

@@ -29,7 +29,7 @@ from kernel_tuning import tune
 from torch import Tensor
 
 from helios import kernels
-from helios.evaluation.clock import per_second
+from helios.evaluation.throughput.clock import per_second
 from helios.kernels import Backend, Stream
 
 

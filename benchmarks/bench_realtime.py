@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import helios
 from helios.evaluation import hardware
-from helios.evaluation.charts import bar_chart
+from helios.evaluation.pages.charts import bar_chart
 from helios.geometry import CHUNK_FRAMES
 from helios.media import VideoWriter
 from helios.pipeline import Chunk, Pipeline, Request

@@ -85,7 +85,7 @@ def serve(
 def _run_on_ray(config: ServeConfig, nodes: int, gpus: float) -> None:
     from importlib.util import find_spec
 
-    from helios.serving.ray_app import serve_on_ray
+    from helios.serving.cluster.ray_app import serve_on_ray
 
     if find_spec("ray") is None:
         raise ValueError("--ray needs Ray: pip install 'helios-video[serve,ray]'")

@@ -1,10 +1,7 @@
 """Scores: metrics of frames, and what a model makes of captions whose scenes are known."""
 
 from helios.evaluation.accuracy import Rate, assess, tables_markdown, tabulate, wilson_interval
-from helios.evaluation.arms import own_arms
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, Report, continuation, measure
-from helios.evaluation.clock import timed
-from helios.evaluation.engine import Arm, PipelineArm, Visit, visit_of
 from helios.evaluation.generation import generate_batch, stream_batch, untrained
 from helios.evaluation.heliosbench import TIERS, Bench, takes_of
 from helios.evaluation.metrics import (
@@ -16,13 +13,13 @@ from helios.evaluation.metrics import (
     save_judge,
 )
 from helios.evaluation.metrics.networks import Networks, load_networks
-from helios.evaluation.page import write_plots, write_report
+from helios.evaluation.pages.page import write_plots, write_report
+from helios.evaluation.pages.tables import markdown
 from helios.evaluation.prompts import BenchPrompt, read_prompts, scene_prompts
 from helios.evaluation.reading import ObjectReading, Reading, reading_of, verdicts
 from helios.evaluation.sources import FolderSource, ModelSource, TruthSource, fingerprint
 from helios.evaluation.speed import Speed, measure_speed
 from helios.evaluation.store import Record, Results
-from helios.evaluation.subject import Subject, random_codec, random_transformer
 from helios.evaluation.suites import (
     ArmSpec,
     Evaluation,
@@ -30,9 +27,12 @@ from helios.evaluation.suites import (
     evaluate_arms,
     parse_steps,
 )
-from helios.evaluation.tables import markdown
-from helios.evaluation.throughput import BenchConfig, bench
-from helios.evaluation.throughput_report import hardware, report
+from helios.evaluation.throughput.arms import own_arms
+from helios.evaluation.throughput.bench import BenchConfig, bench
+from helios.evaluation.throughput.clock import timed
+from helios.evaluation.throughput.engine import Arm, PipelineArm, Visit, visit_of
+from helios.evaluation.throughput.report import hardware, report
+from helios.evaluation.throughput.subject import Subject, random_codec, random_transformer
 
 __all__ = [
     "JUDGE_FOLDER",

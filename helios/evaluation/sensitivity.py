@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from helios.evaluation.catalogue import figure
 from helios.evaluation.clips import to_bytes
 from helios.evaluation.degrade import blur
 from helios.evaluation.heliosbench import Bench, takes_of
 from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge
 from helios.evaluation.metrics.scene_judge import to_input
+from helios.evaluation.pages.catalogue import figure
+from helios.evaluation.pages.tables import KEY_FIGURES
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import Take, TruthSource
 from helios.evaluation.store import Results
 from helios.evaluation.summary import Arm, summary
-from helios.evaluation.tables import KEY_FIGURES
 from helios.geometry import CHUNK_FRAMES
 from helios.storage import write_json
 

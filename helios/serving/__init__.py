@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from helios.serving.config import Limits, ServeConfig
-    from helios.serving.security import read_keys
     from helios.serving.server import serve
-    from helios.serving.supervisor import BrokenModelError
+    from helios.serving.web.security import read_keys
+    from helios.serving.worker.supervisor import BrokenModelError
 
 __all__ = ["BrokenModelError", "Limits", "ServeConfig", "read_keys", "serve"]
 
 _WHERE = {
-    "BrokenModelError": "supervisor",
+    "BrokenModelError": "worker.supervisor",
     "Limits": "config",
     "ServeConfig": "config",
-    "read_keys": "security",
+    "read_keys": "web.security",
     "serve": "server",
 }
 

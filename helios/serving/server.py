@@ -18,10 +18,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from helios.serving.app import create_app
 from helios.serving.config import ServeConfig
 from helios.serving.logs import JsonFormatter, log
 from helios.serving.service import Service
+from helios.serving.web.app import create_app
 
 __all__ = ["serve"]
 

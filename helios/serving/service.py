@@ -12,18 +12,18 @@ from typing import Any
 
 from helios.serving.config import ServeConfig
 from helios.serving.errors import ApiError
-from helios.serving.jobs import Jobs
+from helios.serving.jobs.queue import Jobs
+from helios.serving.jobs.uploads import Uploads
 from helios.serving.journal import Journal, Record
-from helios.serving.line import Line
-from helios.serving.live import LiveConnection
+from helios.serving.live.connection import LiveConnection
+from helios.serving.live.line import Line
+from helios.serving.live.session import Session
+from helios.serving.live.sessions import Sessions
 from helios.serving.logs import log
 from helios.serving.metrics import Metrics
-from helios.serving.session import Session
-from helios.serving.sessions import Sessions
 from helios.serving.store import Store
-from helios.serving.supervisor import Supervisor
 from helios.serving.threads import make_threads
-from helios.serving.uploads import Uploads
+from helios.serving.worker.supervisor import Supervisor
 
 __all__ = ["Service"]
 

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from helios.evaluation.charts import Band, Dot, bar_chart, dot_chart, line_chart
+from helios.evaluation.pages.charts import Band, Dot, bar_chart, dot_chart, line_chart
 
 SPACE = "{http://www.w3.org/2000/svg}"
 

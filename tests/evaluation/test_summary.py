@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helios.evaluation.page import html, plots
+from helios.evaluation.pages.page import html, plots
+from helios.evaluation.pages.tables import cell, markdown, tables
 from helios.evaluation.store import Record
 from helios.evaluation.suites import ArmSpec, Evaluation
 from helios.evaluation.summary import Arm, compare, grades, summary
-from helios.evaluation.tables import cell, markdown, tables
 
 WIDTH = 4
 

@@ -19,8 +19,8 @@ from helios.evaluation import (
     report,
     visit_of,
 )
-from helios.evaluation.clock import Spread
-from helios.evaluation.subject import reference_velocity
+from helios.evaluation.throughput.clock import Spread
+from helios.evaluation.throughput.subject import reference_velocity
 
 CPU = torch.device("cpu")
 

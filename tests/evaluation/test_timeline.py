@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helios.evaluation.clock import per_second
-from helios.evaluation.subject import Lengths
-from helios.evaluation.timeline import Library, measure_ceiling, measure_library, timeline
+from helios.evaluation.throughput.clock import per_second
+from helios.evaluation.throughput.subject import Lengths
+from helios.evaluation.throughput.timeline import (
+    Library,
+    measure_ceiling,
+    measure_library,
+    timeline,
+)
 from helios.geometry import token_count
 from helios.model import Fp8Config, quantised
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helios.serving.errors import ApiError
-from helios.serving.requests import check_memory
+from helios.serving.web.requests import check_memory
 
 GB = 10**9
 
@@ -68,7 +68,7 @@ def test_the_own_size_counts_if_none_is_named() -> None:
 def test_a_worker_counts_what_overlaps_on_its_device(tiny_random: Any) -> None:
     """What ``helios plan`` says: on CUDA decoding runs beside the making of the next chunk."""
     from helios.pipeline import Machine, forecast, inspect_model, load
-    from helios.serving.worker import _chunk
+    from helios.serving.worker.__main__ import _chunk
 
     pipeline, folder = load(tiny_random, "cpu", "float32"), inspect_model(str(tiny_random))
     size = pipeline.defaults.height, pipeline.defaults.width
@@ -89,7 +89,7 @@ def test_a_worker_counts_what_overlaps_on_its_device(tiny_random: Any) -> None:
 def test_a_worker_says_what_its_own_size_takes(tiny_random: Any) -> None:
     """The estimate is that of ``helios plan``; it grows at least as fast as what is asked."""
     from helios.pipeline import available_memory, chunk_memory, load
-    from helios.serving.worker import _describe
+    from helios.serving.worker.__main__ import _describe
 
     pipeline = load(tiny_random, "cpu", "float32")
     said = _describe(pipeline)

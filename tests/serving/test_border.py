@@ -267,8 +267,8 @@ def census() -> set[tuple[str, str]]:
     from fastapi.routing import APIRoute
     from starlette.routing import Mount, WebSocketRoute
 
-    from helios.serving import session_routes, video_routes
-    from helios.serving.app import faults, router
+    from helios.serving.web import session_routes, video_routes
+    from helios.serving.web.app import faults, router
 
     found = {("GET", "/openapi.json")}
     for part in (router, video_routes.router, session_routes.router, faults):

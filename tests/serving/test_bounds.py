@@ -14,13 +14,13 @@ import pytest
 
 from helios.serving import Limits, ServeConfig
 from helios.serving.errors import ApiError
-from helios.serving.job import Job
+from helios.serving.jobs.job import Job
 from helios.serving.journal import Journal, Record
 from helios.serving.logs import log
-from helios.serving.security import FAILURE_SECONDS, FAILURES, Guard
 from helios.serving.server import _Connections, _listen
 from helios.serving.service import Service
 from helios.serving.store import new_id
+from helios.serving.web.security import FAILURE_SECONDS, FAILURES, Guard
 
 KEY = "k" * 40
 
@@ -47,7 +47,7 @@ def queued(owner: str, number: int) -> Job:
 def test_wrong_keys_are_throttled_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requirement 30."""
     now = [1000.0]
-    monkeypatch.setattr("helios.serving.security.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("helios.serving.web.security.time.monotonic", lambda: now[0])
     guard = Guard(ServeConfig(keys={"one": KEY}))
     wrong, right = {"authorization": "Bearer no"}, {"authorization": f"Bearer {KEY}"}
     for _ in range(FAILURES):

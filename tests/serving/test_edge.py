@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from helios.serving import edge
 from helios.serving.errors import ApiError
+from helios.serving.web import edge
 
 from .harness import Server
 from .test_border import refused
@@ -25,7 +25,7 @@ def metered(
 ) -> int:
     """Bytes taken of a body that comes in ``(seconds before, bytes)``; the clock is ours."""
     now = [0.0]
-    monkeypatch.setattr("helios.serving.edge.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("helios.serving.web.edge.time.monotonic", lambda: now[0])
 
     async def play() -> int:
         rest = iter([*pieces, (0.0, 0)])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from helios.pipeline import Pipeline
-from helios.serving.engine import Engine
-from helios.serving.streams import MOST_WAITING
-from helios.serving.transport import Message
+from helios.serving.worker.engine import Engine
+from helios.serving.worker.streams import MOST_WAITING
+from helios.serving.worker.transport import Message
 
 from .harness import QUICK, wait_for
 

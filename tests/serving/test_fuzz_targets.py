@@ -23,11 +23,11 @@ from helios.errors import CheckpointError, InputError
 from helios.media import read_image, read_video
 from helios.presets import override, training_preset
 from helios.serving import Limits
-from helios.serving.bodies import checked, form_values
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.protocol import CreateVideo, ExtendVideo, RemixVideo, client_message
 from helios.serving.store import Store, is_id, new_id
-from helios.serving.strict_json import parse_object
+from helios.serving.web.bodies import checked, form_values
+from helios.serving.web.strict_json import parse_object
 from helios.storage import open_file, open_weights, read_tensors, write_tensors
 
 from .test_border import film, picture

@@ -22,14 +22,14 @@ from helios.media import FragmentEncoder
 from helios.pipeline import Chunk, Pipeline
 from helios.pipeline.session import StreamState
 from helios.serving import Limits, ServeConfig, protocol
-from helios.serving.engine import Engine
 from helios.serving.journal import Record
-from helios.serving.live import LiveConnection
-from helios.serving.recording import Recording
+from helios.serving.live.connection import LiveConnection
+from helios.serving.live.recording import Recording
+from helios.serving.live.session import Session
 from helios.serving.service import Service
-from helios.serving.session import Session
 from helios.serving.store import new_id
-from helios.serving.streams import MOST_BORDERS
+from helios.serving.worker.engine import Engine
+from helios.serving.worker.streams import MOST_BORDERS
 
 from .harness import QUICK
 
@@ -124,7 +124,7 @@ def engine(
 
     monkeypatch.setattr(pipeline, "advance", advance)
     monkeypatch.setattr(FragmentEncoder, "encode", lambda self, frames: b"fragment")
-    monkeypatch.setattr("helios.serving.engine.thumbnail", lambda chunk: PICTURE)
+    monkeypatch.setattr("helios.serving.worker.engine.thumbnail", lambda chunk: PICTURE)
     channel: Any = line
     return Engine(pipeline, channel, borders=1 << 30), line
 

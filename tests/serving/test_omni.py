@@ -12,7 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from helios.pipeline import load
 from helios.serving.errors import ApiError
-from helios.serving.omni import Omni
+from helios.serving.live.omni import Omni
 
 from .harness import PROMPT, Server
 from .test_live import OTHER, offline, shown

@@ -14,7 +14,7 @@ from .test_border import census
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-SERVING = "\n".join(p.read_text("utf-8") for p in (ROOT / "helios" / "serving").glob("*.py"))
+SERVING = "\n".join(p.read_text("utf-8") for p in (ROOT / "helios" / "serving").rglob("*.py"))
 INWARDS, OUTWARDS = PAGE.split("## Server to client")[:2]
 
 
@@ -37,8 +37,8 @@ def test_what_a_client_may_say(message: type[protocol.SessionStop]) -> None:
 
 
 def test_what_a_server_says() -> None:
-    live = (ROOT / "helios" / "serving" / "live.py").read_text("utf-8")
-    live += (ROOT / "helios" / "serving" / "live_socket.py").read_text("utf-8")
+    live = (ROOT / "helios" / "serving" / "live" / "connection.py").read_text("utf-8")
+    live += (ROOT / "helios" / "serving" / "live" / "sending.py").read_text("utf-8")
     said = set(re.findall(r'\.say\(\s*"([a-z.]+)"', live))
     assert len(said) >= 14
     for kind in said:

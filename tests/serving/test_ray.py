@@ -17,8 +17,8 @@ from websockets.exceptions import InvalidStatus
 
 from helios.cli.main import run
 from helios.serving import Limits, ServeConfig
-from helios.serving.gateway import COOKIE, Gateway, node_of
-from helios.serving.ray_app import Node, node_keys, node_options
+from helios.serving.cluster.gateway import COOKIE, Gateway, node_of
+from helios.serving.cluster.ray_app import Node, node_keys, node_options
 
 from .harness import QUICK, Server, finished, make, wait_for
 from .two_nodes import callers, check_border, check_cookies, check_two_nodes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helios.serving.recording import INDEX, MEDIA, Recording, first_note
+from helios.serving.live.recording import INDEX, MEDIA, Recording, first_note
 
 HEADER = b"header"
 

@@ -14,7 +14,7 @@ import pytest
 
 from helios.pipeline import Pipeline, load
 from helios.serving.journal import Record
-from helios.serving.session import KEPT_STATES, Session, state_name, states_in
+from helios.serving.live.session import KEPT_STATES, Session, state_name, states_in
 
 from .harness import PROMPT, Live, Server, wait_for
 from .test_live import OTHER, offline, shown

@@ -13,8 +13,8 @@ import pytest
 
 from helios.serving import Limits, ServeConfig
 from helios.serving.metrics import Metrics
-from helios.serving.spares import Spares, WorkerEnd
-from helios.serving.supervisor import BACKOFF, MOST_CRASHES, WorkerProcess
+from helios.serving.worker.spares import Spares, WorkerEnd
+from helios.serving.worker.supervisor import BACKOFF, MOST_CRASHES, WorkerProcess
 
 
 def exists(pid: int) -> bool:
@@ -114,7 +114,7 @@ def test_it_waits_longer_after_lives_in_which_nothing_was_made(
     async def live(self: WorkerProcess) -> None:
         self._made = int(useful)
 
-    monkeypatch.setattr("helios.serving.supervisor.asyncio.sleep", sleep)
+    monkeypatch.setattr("helios.serving.worker.supervisor.asyncio.sleep", sleep)
     monkeypatch.setattr(WorkerProcess, "_live", live)
     config = ServeConfig(data=tmp_path, limits=Limits())
     metrics = Metrics()

@@ -11,7 +11,7 @@ import pytest
 from helios.serving import Limits, ServeConfig
 from helios.serving.errors import ApiError
 from helios.serving.metrics import Metrics
-from helios.serving.supervisor import StreamHandle, WorkerProcess
+from helios.serving.worker.supervisor import StreamHandle, WorkerProcess
 
 
 class End:
@@ -54,7 +54,7 @@ def test_silence_ends_a_worker_that_was_ready(
     worker, end = a_worker()
     worker.ready = ready
     now = time.monotonic() + silent
-    monkeypatch.setattr("helios.serving.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("helios.serving.worker.supervisor.time.monotonic", lambda: now)
     worker.watch()
     assert end.killed == killed
     assert worker._loss == ("timeout" if killed else "worker_crashed")

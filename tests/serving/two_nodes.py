@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from helios.serving.gateway import COOKIE, node_of
+from helios.serving.cluster.gateway import COOKIE, node_of
 
 from .harness import QUICK, Server, finished, make
 

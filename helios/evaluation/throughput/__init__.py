@@ -1,0 +1,1 @@
+"""How fast an engine makes video: arms that take turns, the parts of a chunk, floors."""

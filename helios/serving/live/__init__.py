@@ -1,0 +1,1 @@
+"""Live sessions: one connection, what it has shown, and its whole life on disk."""

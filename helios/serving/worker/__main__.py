@@ -1,0 +1,116 @@
+"""The process that owns the model: ``python -m helios.serving.worker FD``.
+
+It is started by the front process, talks to it over one socket, and dies with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from helios.serving.logs import log
+from helios.serving.worker.engine import Engine
+from helios.serving.worker.transport import Channel, ClosedError, Message
+
+if TYPE_CHECKING:
+    from helios.pipeline import Pipeline
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m helios.serving.worker FD``."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front process decides when to stop
+    channel = Channel(socket.socket(fileno=int(arguments[0])))
+    _prepare()
+    try:
+        config, _ = channel.receive()
+    except ClosedError:
+        return 0
+    try:
+        pipeline = _load(config)
+    except Exception as error:
+        log("worker_start_failed", kind=type(error).__name__, detail=str(error)[:2000])
+        channel.send({"event": "broken", "kind": type(error).__name__, "message": str(error)})
+        return 1
+    channel.send({"event": "ready", "model": _describe(pipeline)})
+    Engine(pipeline, channel, borders=int(config["borders"]), faults=bool(config["faults"])).run()
+    return 0
+
+
+def _prepare() -> None:
+    """Load what every model needs: most of the time of a start, and the same for all."""
+    import av  # noqa: F401
+    import PIL.Image
+    import tokenizers  # noqa: F401
+    from transformers.models.umt5 import modeling_umt5  # noqa: F401
+
+    import helios.media
+    import helios.pipeline  # noqa: F401
+
+    PIL.Image.init()
+
+
+def _load(config: Message) -> Pipeline:
+    from helios.pipeline import load
+
+    pipeline = load(config["model"], config["device"], config["dtype"])
+    for name, path in config["loras"].items():
+        pipeline.load_lora(path, name, 0.0)
+    return pipeline
+
+
+def _describe(pipeline: Pipeline) -> dict[str, Any]:
+    """What can be asked of this model."""
+    from helios.geometry import CHUNK_FRAMES, size_multiple
+
+    defaults = pipeline.defaults
+    memory = {"chunk": _chunk(pipeline, defaults.height, defaults.width), **_free(pipeline)}
+    return {
+        "name": pipeline.name,
+        "defaults": defaults.to_json(),
+        "scales": defaults.scales,
+        "size_multiple": size_multiple(defaults.scales),
+        "chunk_frames": CHUNK_FRAMES,
+        "device": str(pipeline.device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "loras": list(pipeline.loras),
+        "memory": memory,
+        "has_text_encoder": pipeline.text_encoder is not None,
+    }
+
+
+def _chunk(pipeline: Pipeline, height: int, width: int) -> int:
+    """Bytes that making one chunk takes beside the weights."""
+    from helios.pipeline import chunk_memory
+
+    configs = pipeline.transformer.config, pipeline.codec.config
+    overlapped = pipeline.device.type == "cuda"
+    return chunk_memory(*configs, height, width, pipeline.dtype, overlapped=overlapped)
+
+
+def _free(pipeline: Pipeline) -> dict[str, int | None]:
+    """Bytes that are left once the weights are there; of the device none if that is the host."""
+    from helios.pipeline import available_memory
+
+    free: int | None = None
+    if pipeline.device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(pipeline.device)[0]
+    return {"device_free": free, "host_free": available_memory()}
+
+
+def _die_with_parent() -> None:
+    """No worker outlives its front process, whatever kills that (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
