@@ -250,7 +250,7 @@ def test_bad_pictures_are_refused_in_one_line(tmp_path: Path) -> None:
         assert message.startswith("image "), case
         assert "\n" not in message, case
         assert "Errno" not in message, case
-        assert time.monotonic() - start < 1, case
+        assert time.monotonic() - start < 5, case
 
 
 def test_importing_media_loads_neither_library() -> None:
