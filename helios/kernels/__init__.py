@@ -10,6 +10,7 @@ from helios.kernels.attention import (
     quantise_heads,
 )
 from helios.kernels.dispatch import Machine, machine_of, plain, simulated
+from helios.kernels.e4m3 import E4M3
 from helios.kernels.gelu import gelu
 from helios.kernels.linear import linear, linear_gelu, product_error, side_by_side
 from helios.kernels.norm import (
@@ -23,7 +24,7 @@ from helios.kernels.norm import (
 )
 from helios.kernels.paths import Path, paths
 from helios.kernels.rope import apply_rope, bound_factor, norm_rope, norm_rope_e4m3
-from helios.kernels.scaled import E4M3, Rows, Scaled, quantise_rows
+from helios.kernels.scaled import Rows, Scaled, quantise_rows
 from helios.kernels.stream import Stream, rounds_late
 from helios.kernels.varlen import varlen_attention
 

@@ -24,7 +24,7 @@ from helios.kernels.dispatch import (
     say_once,
     uses_triton,
 )
-from helios.kernels.scaled import E4M3, E4M3_MAX
+from helios.kernels.e4m3 import E4M3, E4M3_MAX
 
 __all__ = [
     "Backend",

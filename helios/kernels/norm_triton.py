@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios.kernels.scaled import E4M3
+from helios.kernels.e4m3 import E4M3
 from helios.kernels.stream_triton import LAYER, RMS, launch, tokens_for
 
 __all__ = [

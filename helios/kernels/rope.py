@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from helios.kernels.dispatch import run, uses_triton
+from helios.kernels.e4m3 import E4M3, E4M3_MAX
 from helios.kernels.norm import plain_rms_norm
-from helios.kernels.scaled import E4M3, E4M3_MAX
 
 __all__ = ["apply_rope", "bound_factor", "norm_rope", "norm_rope_e4m3"]
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios.kernels.scaled import E4M3
+from helios.kernels.e4m3 import E4M3
 from helios.kernels.stream_triton import tokens_for, warps_for
 
 __all__ = ["norm_rope", "norm_rope_e4m3"]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from helios.kernels.dispatch import uses_triton
+from helios.kernels.e4m3 import E4M3, E4M3_MAX
 
-__all__ = ["E4M3", "E4M3_MAX", "SMALLEST", "Rows", "Scaled", "quantise_rows"]
+__all__ = ["SMALLEST", "Rows", "Scaled", "quantise_rows"]
 
-E4M3 = torch.float8_e4m3fn
-E4M3_MAX = 448.0
 SMALLEST = 1e-12
 """What the largest number of a row counts as if it is smaller."""
 

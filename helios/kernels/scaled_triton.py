@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios.kernels.scaled import E4M3
+from helios.kernels.e4m3 import E4M3
 from helios.kernels.stream_triton import launch
 
 __all__ = ["quantise_centred", "quantise_heads", "quantise_rows"]

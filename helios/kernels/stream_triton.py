@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios.kernels.scaled import E4M3
+from helios.kernels.e4m3 import E4M3
 
 __all__ = ["LAYER", "RMS", "launch", "normalised", "pieces", "tokens_for", "total", "warps_for"]
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from helios.geometry import CHUNK_FRAMES, FPS
-from helios.serving.web.dialects import translated
+from helios.serving.dialects import translated
 from helios.words import check_prompt
 
 __all__ = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helios.serving.errors import ApiError
-from helios.serving.web.requests import check_memory
+from helios.serving.requests import check_memory
 
 GB = 10**9
 

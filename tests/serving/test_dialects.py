@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from helios.media import read_settings, read_video
+from helios.serving.dialects import translated
 from helios.serving.errors import ApiError, from_job
 from helios.serving.jobs.spritesheet import MOST_TILES, spritesheet
 from helios.serving.protocol import CreateVideo
 from helios.serving.web.bodies import checked, form_values
-from helios.serving.web.dialects import translated
 
 from .harness import PROMPT, QUICK, Server, finished, make, wait_for
 from .test_border import film, picture, refused

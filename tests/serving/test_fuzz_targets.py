@@ -26,8 +26,8 @@ from helios.serving import Limits
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.protocol import CreateVideo, ExtendVideo, RemixVideo, client_message
 from helios.serving.store import Store, is_id, new_id
+from helios.serving.strict_json import parse_object
 from helios.serving.web.bodies import checked, form_values
-from helios.serving.web.strict_json import parse_object
 from helios.storage import open_file, open_weights, read_tensors, write_tensors
 
 from .test_border import film, picture

@@ -21,14 +21,14 @@ from helios.serving.jobs.making import Making
 from helios.serving.journal import Record
 from helios.serving.logs import log
 from helios.serving.protocol import CreateVideo, ExtendVideo
-from helios.serving.store import is_id, new_id
-from helios.serving.web.requests import (
+from helios.serving.requests import (
     check_memory,
     check_request,
     length_of,
     loras_of,
     worker_request,
 )
+from helios.serving.store import is_id, new_id
 from helios.serving.worker.supervisor import WorkerProcess
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from helios.serving.live.recording import INDEX, MEDIA, Recording
 from helios.serving.live.session import states_in
 from helios.serving.protocol import Lora, Shots
 from helios.serving.store import new_id
-from helios.serving.web.strict_json import parse_object
+from helios.serving.strict_json import parse_object
 
 if TYPE_CHECKING:
     from helios.serving.service import Service

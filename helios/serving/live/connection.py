@@ -20,7 +20,7 @@ from helios.serving.errors import ApiError, from_validation
 from helios.serving.live.sending import HangupError, LiveSocket, MessageRate
 from helios.serving.live.session import Session, states_in
 from helios.serving.logs import log
-from helios.serving.web.strict_json import parse_object
+from helios.serving.strict_json import parse_object
 from helios.serving.worker.supervisor import lost_worker
 from helios.serving.worker.transport import Message
 

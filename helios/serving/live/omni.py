@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from helios.serving.dialects import translated
 from helios.serving.errors import ApiError
-from helios.serving.web.dialects import translated
 
 __all__ = ["Omni", "is_omni"]
 

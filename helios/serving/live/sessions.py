@@ -22,8 +22,8 @@ from helios.serving.live.recording import Recording
 from helios.serving.live.session import Session, state_name, states_in
 from helios.serving.logs import log
 from helios.serving.protocol import SessionBranch, SessionResume, SessionStart
+from helios.serving.requests import check_memory, loras_of, worker_request
 from helios.serving.store import is_id, new_id
-from helios.serving.web.requests import check_memory, loras_of, worker_request
 from helios.serving.worker.supervisor import StreamHandle
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from helios.serving.dialects import put_nested
 from helios.serving.errors import ApiError, from_validation
 from helios.serving.service import Service
-from helios.serving.web.dialects import put_nested
-from helios.serving.web.strict_json import parse_object
+from helios.serving.strict_json import parse_object
 
 __all__ = ["Form", "checked", "read_form", "read_json"]
 
