@@ -36,7 +36,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     model: Models = None,
-    workers: Annotated[int, typer.Option(help="Processes per model.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes per model; each takes the next GPU.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
     lora: Loras = None,

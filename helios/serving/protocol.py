@@ -31,6 +31,7 @@ __all__ = [
     "SUBPROTOCOL",
     "ClientMessage",
     "CreateVideo",
+    "EditVideo",
     "ExtendVideo",
     "Fault",
     "Generation",
@@ -232,9 +233,15 @@ class RemixVideo(_Strict):
 
 
 class VideoReference(_Strict):
-    """The finished video to extend."""
+    """The finished video to extend or to edit."""
 
     id: VideoId
+
+
+class EditVideo(RemixVideo):
+    """``POST /v1/videos/edits``: the same, the video named in the body."""
+
+    video: VideoReference
 
 
 class ExtendVideo(_Strict):

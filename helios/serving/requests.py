@@ -9,13 +9,17 @@ from helios.geometry import CHUNK_FRAMES, FPS, check_size
 from helios.serving.errors import ApiError
 from helios.serving.protocol import MAX_AREA, MAX_JOB_FRAMES, OPENAI_SIZES, Generation
 
-__all__ = ["check_memory", "check_request", "length_of", "loras_of", "worker_request"]
+__all__ = ["as_made", "check_memory", "check_request", "length_of", "loras_of", "worker_request"]
 
 _FRAMES_HELD = 4
 """Chunks of frames in host memory at once: one being made, two encoded, one being sent."""
 _SAME = (
     "prompt", "negative_prompt", "num_frames", "seconds", "fps", "seed", "steps",
     "guidance_scale", "motion", "transition_chunks", "anti_drift", "amplify_first_chunk", "shift",
+)  # fmt: skip
+_MADE = (
+    "negative_prompt", "num_frames", "fps", "seed", "steps", "guidance_scale",
+    "amplify_first_chunk", "transition_chunks", "shift",
 )  # fmt: skip
 
 
@@ -46,6 +50,21 @@ def worker_request(asked: Generation, multiple: int) -> tuple[dict[str, Any], li
             width, height = near
         values |= {"width": width, "height": height}
     return values, warnings
+
+
+def as_made(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request for what a file of Helios says that made it.
+
+    Args:
+        settings: out of the file, which may come from anybody: to be checked as a request is.
+        defaults: of the model; what is as it makes it anyway is not asked for.
+    """
+    values = {name: settings[name] for name in _MADE if settings.get(name) is not None}
+    if (settings.get("width"), settings.get("height")) != (defaults["width"], defaults["height"]):
+        values |= {name: settings[name] for name in ("width", "height") if name in settings}
+    if settings.get("anti_drift"):
+        values["anti_drift"] = True
+    return values
 
 
 def _nearest(width: int, height: int, multiple: int) -> tuple[int, int]:

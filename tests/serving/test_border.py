@@ -284,7 +284,7 @@ def census() -> set[tuple[str, str]]:
 
 def test_a25_every_route_needs_a_key(keyed: Server) -> None:
     routes = census()
-    assert len(routes) == 40, sorted(routes)
+    assert len(routes) == 43, sorted(routes)
     answers = set()
     with keyed.client() as none, keyed.client("wrong" * 8) as wrong:
         for method, path in sorted(routes - OPEN):

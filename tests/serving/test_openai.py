@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from openai.types import Video
 from helios.media import read_video
 from helios.pipeline import load
 
-from .harness import PROMPT, QUICK, Server, finished, make, wait_for
+from .harness import PROMPT, QUICK, Server, finished, make, running, wait_for
+from .test_border import film
 
 EXTRA = {"steps": 1, "guidance_scale": 1, "seed": 3, "num_frames": 66}
 OTHER = "a blue cube spins on sand"
@@ -51,6 +53,12 @@ def test_the_whole_life_cycle(
     assert np.array_equal(frames(content, tmp_path / "v.mp4"), read_video(saved)[0])
     picture = api.videos.download_content(video.id, variant="thumbnail").read()
     assert picture[:3] == b"\xff\xd8\xff"
+    sheet = api.videos.download_content(video.id, variant="spritesheet").read()
+    assert sheet[:3] == b"\xff\xd8\xff"
+    assert sheet != picture
+    part = {"Range": "bytes=0-99"}
+    piece = api.videos.with_raw_response.download_content(video.id, extra_headers=part)
+    assert (piece.status_code, piece.content) == (206, content[:100])
 
     remix = api.videos.remix(video.id, prompt=OTHER)
     assert remix.remixed_from_video_id == video.id
@@ -111,6 +119,141 @@ def test_a_clip_of_ones_own_is_extended(api: openai.OpenAI, client: httpx.Client
     )
     longer = api.videos.poll(longer.id, poll_interval_ms=50)
     assert (longer.status, float(longer.seconds)) == ("completed", 1.0)
+
+
+def test_a_video_is_edited_by_its_file_or_its_name(api: openai.OpenAI, tmp_path: Path) -> None:
+    """What is made is the remix: the settings and the noise of the video, other words."""
+    video = api.videos.create_and_poll(prompt=PROMPT, extra_body=EXTRA)
+    content = api.videos.download_content(video.id).read()
+    body = {"prompt": OTHER, "video": {"id": video.id}}
+    asked = [
+        api.videos.remix(video.id, prompt=OTHER),
+        api.videos.edit(prompt=OTHER, video=("clip.mp4", content)),
+        api.post("/videos/edits", body=body, cast_to=Video),
+    ]
+    made = []
+    for number, item in enumerate(asked):
+        assert item.prompt == OTHER
+        assert api.videos.poll(item.id).status == "completed"
+        path = tmp_path / f"{number}.mp4"
+        made.append(frames(api.videos.download_content(item.id).read(), path))
+    assert len(made[0]) == EXTRA["num_frames"]
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
+    assert not np.array_equal(made[0], frames(content, tmp_path / "before.mp4"))
+
+
+def test_only_what_helios_made_is_edited(api: openai.OpenAI, client: httpx.Client) -> None:
+    uploads = len(client.get("/v1/uploads").json()["data"])
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.videos.edit(prompt=OTHER, video=("clip.mp4", film(4)))
+    assert (caught.value.code, caught.value.param) == ("invalid_media", "video")
+    assert len(client.get("/v1/uploads").json()["data"]) == uploads
+    for ask in (
+        lambda: api.videos.create_character(name="somebody", video=b"nothing"),
+        lambda: api.videos.get_character("somebody"),
+    ):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            ask()
+        assert unknown.value.code == "not_supported"
+
+
+def test_every_method_of_the_client_has_a_route() -> None:
+    """Of the version that is installed; a new method shall be noticed."""
+    known = {
+        "create", "create_and_poll", "create_character", "delete", "download_content", "edit",
+        "extend", "get_character", "list", "poll", "remix", "retrieve",
+    }  # fmt: skip
+    methods = {name for name in vars(openai.resources.Videos) if not name.startswith(("_", "with"))}
+    assert methods - known == set()
+
+
+def test_the_client_is_told_when_to_ask_again(client: httpx.Client, server: Server) -> None:
+    server.fault("slow", seconds=0.2)
+    video = make(client)
+    asked = client.get(f"/v1/videos/{video['id']}")
+    server.fault("slow", seconds=0)
+    assert asked.json()["status"] in ("queued", "in_progress")
+    assert 0 < int(asked.headers["openai-poll-after-ms"]) <= 1000
+    finished(client, video["id"])
+    done = client.get(f"/v1/videos/{video['id']}")
+    assert "openai-poll-after-ms" not in done.headers
+
+
+def test_the_client_tells_refusals_apart(
+    api: openai.OpenAI, server: Server, keyed: Server, client: httpx.Client
+) -> None:
+    """By the class that it raises, with our code and the field that is wrong."""
+
+    def refusal(kind: type[openai.APIStatusError], ask: Callable[[], object]) -> tuple[str, str]:
+        with pytest.raises(kind) as caught:
+            ask()
+        assert type(caught.value) is kind
+        assert caught.value.request_id
+        return str(caught.value.code), str(caught.value.param)
+
+    def asked(**values: object) -> Callable[[], object]:
+        return lambda: api.videos.create(**{"prompt": PROMPT} | values)  # type: ignore[arg-type]
+
+    bad = openai.BadRequestError
+    assert refusal(bad, asked(prompt=" ")) == ("invalid_prompt", "prompt")
+    assert refusal(bad, asked(size="641x384")) == ("invalid_value", "size")
+    assert refusal(bad, asked(seconds="never")) == ("invalid_value", "seconds")
+    assert refusal(bad, asked(model="sora-2")) == ("invalid_value", "model")
+    assert refusal(bad, asked(extra_body={"num_framez": 3}))[0] == "unknown_parameter"
+    assert refusal(bad, asked(input_reference=b"no picture")) == (
+        "unsupported_media",
+        "input_reference",
+    )
+    gone = "video_" + "0" * 32
+    for ask in (
+        lambda: api.videos.retrieve(gone),
+        lambda: api.videos.delete(gone),
+        lambda: api.videos.download_content(gone),
+        lambda: api.videos.remix(gone, prompt=OTHER),
+        lambda: api.models.retrieve("sora-2"),
+    ):
+        assert refusal(openai.NotFoundError, ask)[0] in ("video_not_found", "model_not_found")
+    server.fault("slow", seconds=0.3)
+    try:
+        video = make(client)["id"]
+        early = refusal(openai.ConflictError, lambda: api.videos.download_content(video))
+    finally:
+        server.fault("slow", seconds=0)
+    assert early[0] == "video_not_ready"
+    assert finished(client, video)["status"] == "completed"
+    stranger = openai.OpenAI(base_url=f"{keyed.address}/v1", api_key="wrong", max_retries=0)
+    with stranger:
+        told = refusal(openai.AuthenticationError, lambda: stranger.videos.list())
+    assert told[0] == "invalid_api_key"
+    elsewhere = {"Origin": "https://evil.example"}
+    foreign = refusal(openai.PermissionDeniedError, asked(extra_headers=elsewhere))
+    assert foreign[0] == "origin_not_allowed"
+
+
+def test_a_full_queue_is_a_rate_limit(tiny_random: Path, tmp_path: Path) -> None:
+    with (
+        running(tiny_random, tmp_path / "data", ("--limit", "queue=0")) as small,
+        openai.OpenAI(base_url=f"{small.address}/v1", api_key="any", max_retries=0) as own,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        own.videos.create(prompt=PROMPT)
+    assert caught.value.code == "queue_full"
+    assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+async def _asynchronous(address: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="any") as own:
+        video = await own.videos.create_and_poll(prompt=PROMPT, extra_body=EXTRA)
+        assert video.status == "completed"
+        assert video.id in [item.id async for item in own.videos.list(limit=1)]
+        async with own.videos.with_streaming_response.download_content(video.id) as answer:
+            assert b"ftyp" in b"".join([piece async for piece in answer.iter_bytes()])[:12]
+        assert (await own.videos.delete(video.id)).deleted
+
+
+def test_the_asynchronous_client_runs_it_too(server: Server) -> None:
+    asyncio.run(_asynchronous(server.address))
 
 
 def test_named_sizes_are_taken_to_the_nearest_legal_one(client: httpx.Client) -> None:

@@ -22,6 +22,7 @@ __all__ = ["main", "read_upload"]
 IMAGE_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 WIDEST = 1280
 """Larger frames of a video are reduced while they are read: nothing larger is ever made."""
+MOST_SETTINGS = 64 * 1024
 LARGE = "larger", "at most", "too large"
 LONG = "seconds long", "more than"
 
@@ -41,7 +42,8 @@ async def read_upload(path: Path, out: Path, *, memory: int, seconds: float) -> 
     """Read the file at ``path``; its pixels are in ``out`` then.
 
     Returns:
-        ``kind`` (image or video), ``shape`` ``[T, H, W, 3]`` and ``fps``.
+        ``kind`` (image or video), ``shape`` ``[T, H, W, 3]``, ``fps``, and of a video the
+        ``settings`` that Helios made it with, none if it is another's.
 
     Raises:
         ApiError: 400 for anything that cannot be used; ``out`` does not exist then.
@@ -110,15 +112,26 @@ def _limit(memory: int, seconds: float) -> None:
 
 
 def _read(kind: str, path: Path, out: Path) -> dict[str, Any]:
-    from helios.media import read_image, read_video
+    from helios.media import read_image, read_settings, read_video
 
+    answer: dict[str, Any] = {"kind": kind}
     if kind == "image":
         pixels, fps = read_image(path)[None], 0.0
     else:
         pixels, fps = read_video(path, cover=(WIDEST, WIDEST))
+        answer["settings"] = _own(read_settings(path))
     with out.open("xb") as file:
         pixels.tofile(file)
-    return {"kind": kind, "shape": list(pixels.shape), "fps": round(fps, 3)}
+    return answer | {"shape": list(pixels.shape), "fps": round(fps, 3)}
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file of ours says of its making; none of another's, or of one that says too much."""
+    try:
+        said = json.dumps(settings, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+    return settings if "helios" in settings and len(said) <= MOST_SETTINGS else None
 
 
 def _refusal(kind: str, path: Path, message: str) -> dict[str, str]:

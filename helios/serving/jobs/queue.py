@@ -177,6 +177,14 @@ class Jobs(Making):
             )
         service.store.check_room()
 
+    def model_info(self, model: str | None) -> dict[str, Any]:
+        """What a model's worker said of it.
+
+        Raises:
+            ApiError: 400 for a model that is not here, 503 while it is being loaded.
+        """
+        return self._worker(model).info
+
     def _worker(self, model: str | None) -> WorkerProcess:
         workers = self._service.supervisor.of_model(model)
         known = next((worker for worker in workers if worker.info), None)

@@ -16,7 +16,14 @@ from helios.serving.jobs.job import Job
 from helios.serving.jobs.spritesheet import spritesheet
 from helios.serving.journal import Record
 from helios.serving.logs import log
-from helios.serving.protocol import CreateVideo, ExtendVideo, InputReference, RemixVideo
+from helios.serving.protocol import (
+    CreateVideo,
+    EditVideo,
+    ExtendVideo,
+    InputReference,
+    RemixVideo,
+)
+from helios.serving.requests import as_made
 from helios.serving.service import Service
 from helios.serving.web.bodies import Form, checked, form_values, read_form, read_json
 from helios.serving.web.documents import described
@@ -27,6 +34,8 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 KEEP_ALIVE_SECONDS = 15.0
+POLL_MILLISECONDS = 500
+"""How soon the official client shall ask again for a job that is not done."""
 LOOK_SECONDS = 0.5
 """Between two looks whether a client that waits is still there."""
 MOST_KEY = 255
@@ -183,10 +192,59 @@ async def _extend_upload(
     return JSONResponse(video_shape(service, record))
 
 
+@router.post("/edits", **described(EditVideo))
+async def edit_video(request: Request) -> JSONResponse:
+    """A finished video again with another prompt: by its id, or as the file that was made here."""
+    service, owner = _service(request), _owner(request)
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        async with read_form(request, service) as form:
+            values = form_values(form.fields, form.nested)
+            if "video" in form.files:
+                record = await _edit_upload(service, owner, values, form)
+                return JSONResponse(video_shape(service, record))
+            asked = checked(values, EditVideo)
+    else:
+        asked = await read_json(request, EditVideo)
+    old = service.jobs.find(asked.video.id, owner)
+    record = await service.jobs.remix(old, asked.prompt, asked.seed, owner)
+    return JSONResponse(video_shape(service, record))
+
+
+async def _edit_upload(service: Service, owner: str, values: dict[str, Any], form: Form) -> Record:
+    """The settings that a file carries, with another prompt; its pixels do not matter."""
+    asked = checked(values, RemixVideo)
+    service.jobs.check_room(owner)
+    name, path = form.files.pop("video")
+    try:
+        upload = await service.uploads.add(path, name, owner)
+    except ApiError as error:
+        error.param = "video"
+        raise
+    settings = upload.document.get("settings")
+    await service.forget(upload)
+    if not settings:
+        text = "only a video made by Helios can be edited, and the file does not say that it is one"
+        raise ApiError(400, "invalid_media", text, "video")
+    made = as_made(settings, service.jobs.model_info(None)["defaults"])
+    fields = {name: value for name, value in asked.model_dump().items() if value is not None}
+    return await service.jobs.create(checked(made | fields, CreateVideo), owner)
+
+
+@router.post("/characters", include_in_schema=False)
+@router.get("/characters/{rest:path}", include_in_schema=False)
+async def characters(request: Request, rest: str = "") -> Response:
+    """What the official client knows and Helios has not."""
+    text = "there are no characters here; say in the prompt, or show as input_reference, who it is"
+    raise ApiError(404, "not_supported", text)
+
+
 @router.get("/{video_id}")
 async def get_video(request: Request, video_id: str) -> JSONResponse:
     """One job."""
-    return JSONResponse(video_shape(_service(request), _find(request, video_id)))
+    shape = video_shape(_service(request), _find(request, video_id))
+    done = shape["status"] in ("completed", "failed")
+    headers = {} if done else {"openai-poll-after-ms": str(POLL_MILLISECONDS)}
+    return JSONResponse(shape, headers=headers)
 
 
 @router.delete("/{video_id}")

@@ -19,7 +19,7 @@ from helios.serving.worker.transport import Channel, ClosedError, Message
 if TYPE_CHECKING:
     from helios.pipeline import Pipeline
 
-__all__ = ["main"]
+__all__ = ["main", "place_of"]
 
 
 def main(arguments: list[str]) -> int:
@@ -59,10 +59,32 @@ def _prepare() -> None:
 def _load(config: Message) -> Pipeline:
     from helios.pipeline import load
 
-    pipeline = load(config["model"], config["device"], config["dtype"])
+    device = place_of(config["device"], config["number"])
+    pipeline = load(config["model"], device, config["dtype"])
     for name, path in config["loras"].items():
         pipeline.load_lora(path, name, 0.0)
     return pipeline
+
+
+def place_of(device: str, number: int) -> str:
+    """Where a worker computes; those that may take any GPU share out all there are.
+
+    Args:
+        device: of the server: auto, cpu, cuda or cuda:N.
+        number: of the worker among all of the server.
+
+    Raises:
+        ValueError: for a device that is not here.
+    """
+    import torch
+
+    from helios.distributed import pick_device
+
+    place = pick_device(device, number % max(1, torch.cuda.device_count()))
+    if place.type == "cuda":
+        # Kernels are launched on the current device, whatever device their tensors are on.
+        torch.cuda.set_device(place)
+    return str(place)
 
 
 def _describe(pipeline: Pipeline) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class WorkerProcess:
     Args:
         config: of the server.
         model: what it loads.
-        number: for the log.
+        number: among all of the server: for the log, and for the GPU it takes.
         spares: where its processes come from.
         changed: called when it becomes ready or is lost.
     """
@@ -173,6 +173,7 @@ class WorkerProcess:
         end.tell(
             {
                 "model": self.model,
+                "number": self.number,
                 "device": config.device,
                 "dtype": config.dtype,
                 "loras": {name: str(path) for name, path in config.loras.items()},
