@@ -28,7 +28,11 @@ Loras = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 LimitsSet = Annotated[
-    list[str] | None, typer.Option("--limit", help="A limit as NAME=VALUE (repeatable).")
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        help="A limit as NAME=VALUE (repeatable), such as lifetime=3600; a wrong name lists all.",
+    ),
 ]
 
 
@@ -42,7 +46,8 @@ def serve(
     lora: Loras = None,
     data: Data = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="Keys, one per line: KEY or NAME KEY.")
+        Path | None,
+        typer.Option(help="Keys, one per line: KEY or NAME KEY; or in HELIOS_API_KEYS."),
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name the server is reached by (repeatable).")

@@ -17,7 +17,7 @@ class Limits:
 
     Attributes:
         queue: file jobs that wait, on all keys together.
-        per_key: file jobs of one key that wait or run.
+        per_key: file jobs of one key that wait or run; without keys only ``queue`` counts.
         live: live sessions that one worker makes in turns.
         line: live sessions that wait for a place.
         body: of an ordinary request; uploads have their own.
@@ -39,7 +39,7 @@ class Limits:
     """
 
     queue: int = 64
-    per_key: int = 68
+    per_key: int = 4
     live: int = 2
     line: int = 8
     body: int = 65 * MIB

@@ -167,7 +167,7 @@ class Service:
         await asyncio.to_thread(self.store.remove, record.id)
 
     async def _keep_house(self) -> None:
-        """Expired items go, the oldest first when the quota is used up."""
+        """Expired items go; what was used up by the others is measured anew."""
         while True:
             try:
                 await self._tidy()

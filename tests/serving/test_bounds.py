@@ -35,7 +35,7 @@ def refusal(do: Callable[[], Any], status: int, code: str) -> ApiError:
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     limits = Limits(free=0, queue=4, per_key=3, quota=10_000)
-    return Service(ServeConfig(data=tmp_path / "data", limits=limits))
+    return Service(ServeConfig(data=tmp_path / "data", limits=limits, keys={"a": KEY, "b": KEY}))
 
 
 def queued(owner: str, number: int) -> Job:
@@ -104,6 +104,15 @@ def test_a_queue_is_bounded_in_all_and_for_each_key(service: Service) -> None:
     jobs.check_room("b")
     jobs._enqueue(queued("b", 0))
     refusal(lambda: jobs.check_room("b"), 429, "queue_full")
+
+
+def test_without_keys_one_may_fill_the_queue(tmp_path: Path) -> None:
+    limits = Limits(free=0, queue=6, per_key=3)
+    jobs = Service(ServeConfig(data=tmp_path / "data", limits=limits)).jobs
+    for number in range(6):
+        jobs.check_room("local")
+        jobs._enqueue(queued("local", number))
+    refusal(lambda: jobs.check_room("local"), 429, "queue_full")
 
 
 def test_a_server_that_stops_accepts_nothing(service: Service) -> None:

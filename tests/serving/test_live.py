@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_branch_shares_the_past_and_goes_on_differently(
     with server.client() as client:
         both = [client.get(f"/v1/sessions/{s}").json() for s in (parent, branched["session"])]
         saved = client.get(f"/v1/sessions/{branched['session']}/content").content
+        pictures = [
+            client.get(f"/v1/sessions/{s}/thumbnail").content for s in (parent, branched["session"])
+        ]
+    # Each shows what it alone has: the first chunk, and the one where the branch leaves.
+    shown_by = [live.of("video.chunk")[number]["thumbnail"] for number in (0, 3)]
+    assert [base64.b64encode(picture).decode() for picture in pictures] == [
+        text.partition(",")[2] for text in shown_by
+    ]
+    assert [session["branched_at"] for session in both] == [None, 1]
     assert both[1]["parent"] == parent
     assert both[0]["prompts"] == [[0, PROMPT]]
     assert both[1]["prompts"] == [[0, PROMPT], [1, OTHER]]

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from helios.serving import protocol
+from helios.serving import Limits, protocol
 
 from .test_border import census
 
@@ -62,3 +62,18 @@ def test_the_routes_are_real() -> None:
     assert len(named) > 12
     for path in named:
         assert re.sub(r"\{[^}]*\}", "{}", path) in paths, path
+
+
+def test_the_limits_are_named_with_their_defaults() -> None:
+    """``docs/studio.md`` tells operators every limit there is, and what it is without them."""
+    page = (ROOT / "docs" / "studio.md").read_text("utf-8")
+    table = page.split("| limits | default | of |")[1]
+    units = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "days": 86_400}
+    told: dict[str, float] = {}
+    for names, defaults in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table, re.MULTILINE):
+        values = [re.fullmatch(r"([\d.]+) ?(\w*)", text) for text in defaults.split(", ")]
+        limits = re.findall(r"`(\w+)`", names)
+        for name, value in zip(limits, values, strict=True):
+            assert value is not None, name
+            told[name] = float(value[1]) * units[value[2]]
+    assert told == vars(Limits())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helios.serving.live.recording import INDEX, MEDIA, Recording, first_note
+from helios.serving.live.recording import INDEX, MEDIA, Recording, note_of
 
 HEADER = b"header"
 
@@ -46,7 +46,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert own.header() == HEADER
     assert [noted["prompt"] for noted in own.notes(3)] == ["p3", "p4"]
     assert own.noted(2) == note(2) | {"offset": len(HEADER) + 10 + 11, "bytes": 12}
-    assert first_note(tmp_path) == own.noted(0)
+    assert note_of(tmp_path, 0) == own.noted(0)
+    assert note_of(tmp_path, 1) == own.noted(1)
+    assert note_of(tmp_path, 99) == own.noted(len(own) - 1)
     same(Recording.open(tmp_path), own)
 
 

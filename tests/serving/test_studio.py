@@ -29,7 +29,9 @@ def test_it_plays_while_it_is_made_and_a_change_lands_where_announced(page: Stud
         assert page.phase == "making"
         before = page.time
         page.write(BLUE)
-        tab.wait_for_selector("#notes .note")
+        # At once that it was sent, and as soon as the model has looked up where it lands.
+        assert BLUE in tab.inner_text("#notes .note")
+        tab.wait_for_selector("#notes .note:has-text('Lands in')")
         told = tab.inner_text("#notes .note")
         lands = int(re.search(r"chunk (\d+)", told)[1]) - 1  # type: ignore[index]
         assert 1 <= lands <= 6

@@ -141,6 +141,8 @@ def node_options(config: ServeConfig) -> list[str]:
     """The command line of a node: models, device and limits are those of the gateway."""
     # To a node all connections come from one address, the gateway's.
     limits = vars(config.limits) | {"per_address": config.limits.connections}
+    if not config.keys:  # whoever has none comes with the gateway's key
+        limits |= {"per_key": config.limits.queue + config.workers * len(config.models)}
     options = ["--device", config.device, "--dtype", config.dtype, "--workers", str(config.workers)]
     options += [part for model in config.models for part in ("--model", model)]
     options += [part for n, p in config.loras.items() for part in ("--lora", f"{n}={p}")]

@@ -171,7 +171,8 @@ class Jobs(Making):
         service, limits = self._service, self._service.config.limits
         service.check_accepting()
         own = sum(1 for job in self._active.values() if job.record.owner == owner)
-        if len(self._queue) + len(self._sending) >= limits.queue or own >= limits.per_key:
+        crowded = bool(service.config.keys) and own >= limits.per_key
+        if len(self._queue) + len(self._sending) >= limits.queue or crowded:
             raise ApiError(
                 429, "queue_full", "too many jobs wait already", headers={"Retry-After": "5"}
             )

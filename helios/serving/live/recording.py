@@ -12,10 +12,12 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INDEX", "MEDIA", "Recording", "first_note"]
+__all__ = ["INDEX", "MEDIA", "Recording", "note_of"]
 
 MEDIA, INDEX = "recording.mp4", "chunks.jsonl"
 _PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]{0,65536}={0,2}", re.ASCII)
@@ -154,13 +156,13 @@ class Recording:
         return other
 
 
-def first_note(folder: Path) -> dict[str, Any] | None:
-    """What was said of the first chunk of the recording in ``folder``; none without one."""
-    try:
-        with (folder / INDEX).open("rb") as index:
-            return _parsed(index.readline())
-    except OSError:
-        return None
+def note_of(folder: Path, chunk: int) -> dict[str, Any] | None:
+    """What was said of a chunk of the recording in ``folder``, or of the last one before it."""
+    noted = None
+    with suppress(OSError), (folder / INDEX).open("rb") as index:
+        for line in islice(index, chunk + 1):
+            noted = _parsed(line) or noted
+    return noted
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -142,6 +142,7 @@ class Sessions:
             **{key: old.record_.document[key] for key in ("model", "loras", "reference")},
             "prompts": prompts,
             "parent": old.id,
+            "branched_at": asked.chunk,
             "expires": time.time() + self._service.config.limits.ttl,
         }
         place, old.place = old.place, None

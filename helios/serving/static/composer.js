@@ -84,7 +84,7 @@ export class Composer extends EventTarget {
   /** The newest prompt that was sent. */
   #latest() {
     const take = this.#story.current;
-    return take?.prompts.at(-1)?.text ?? this.#director.asked ?? "";
+    return this.#director.wished ?? take?.prompts.at(-1)?.text ?? this.#director.asked ?? "";
   }
 
   /** Whether there is a scene to change, and another one written. */
@@ -156,8 +156,10 @@ export class Composer extends EventTarget {
       rows.push(el("p", { class: "note branch", dataset: { applied: false } }, el("span", { class: "dot", "aria-hidden": "true" }),
         el("strong", {}, `Branching from chunk ${this.#director.branching + 1}`), el("span", { class: "text" }, "It begins when the chunk being made is finished.")));
     } else {
+      const { wished } = this.#director;
       const pending = this.#promised(take);
-      if (pending) rows.push(this.#promise(pending));
+      if (wished !== null && wished !== pending?.text) rows.push(this.#sent(wished));
+      else if (pending) rows.push(this.#promise(pending));
     }
     box.hidden = rows.length === 0;
     const name = rows.map((row) => row.textContent).join("|");
@@ -184,6 +186,13 @@ export class Composer extends EventTarget {
       el("strong", {}, `Lands in chunk ${change.chunk + 1}`),
       el("span", { class: "text" }, `“${short(change.text, 70)}”`),
       el("span", { class: "when" }, when));
+  }
+
+  /** A change that the server has not answered: the model looks up between two steps. */
+  #sent(text) {
+    return el("p", { class: `note hue-${this.#story.hue(text)}`, dataset: { applied: false } },
+      el("span", { class: "dot", "aria-hidden": "true" }),
+      el("strong", {}, "On its way"), el("span", { class: "text" }, `“${short(text, 70)}”`));
   }
 
   /** Seconds until the beginning of a chunk is on the screen, by the present pace. */

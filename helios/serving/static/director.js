@@ -48,6 +48,8 @@ export class Director extends Stage {
   get branching() { return this.#branching; }
   /** The prompt of a session that was asked for and has not begun. */
   get asked() { return this.#asked?.prompt ?? null; }
+  /** A change that was sent and has no answer yet. */
+  get wished() { return this.busy ? this.#recovery.asked?.text ?? null : null; }
   /** Whether the model's process was lost and the video is about to go on. */
   get recovering() { return this.#recovery.active; }
 
@@ -94,6 +96,7 @@ export class Director extends Stage {
   async change(prompt, transition, chunk) {
     const asked = { text: prompt, chunk, event: null };
     Object.assign(this.#recovery, { transition, asked });
+    this.tell("note");
     // Between two connections, or two processes: it is asked when the session is there again.
     if (this.busy && !this.attached) { this.#returning = true; return; }
     asked.event = await this.#wish({ type: "session.prompt", prompt, transition_chunks: transition, chunk });
@@ -363,6 +366,7 @@ export class Director extends Stage {
     if (code === "chunk_not_kept" && this.#recovery.repeatable(this.take)) { this.#startOver(this.take); return; }
     Object.assign(this.#recovery, { active: false, asked: null });
     this.tell("problem", { message: text, code, param, fatal: message.fatal });
+    this.tell("note");
     if (refused && !message.fatal) {
       this.opening = this.#resuming = null;
       if (code === "session_not_found") this.leave();

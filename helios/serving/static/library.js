@@ -48,7 +48,7 @@ export class Library extends EventTarget {
     const settings = one.settings ?? {};
     const prompts = one.prompts?.length ? one.prompts.map((p) => p.prompt ?? p.text ?? p[1]) : [].concat(settings.prompt ?? []);
     const fps = settings.fps ?? 24;
-    return { id: one.id, kind: "session", created: one.created_at ?? 0, name: one.name ?? null, settings, status: one.status ?? one.state,
+    return { id: one.id, kind: "session", branchedAt: one.branched_at ?? null, created: one.created_at ?? 0, name: one.name ?? null, settings, status: one.status ?? one.state,
       prompts: prompts.map((p) => (Array.isArray(p) ? p[1] : p)).filter(Boolean), seconds: (one.frames ?? (one.chunks ?? 0) * 33) / fps,
       chunks: one.chunks ?? null, size: one.bytes ?? null, thumbnail: one.chunks === 0 ? null : `v1/sessions/${one.id}/thumbnail`,
       content: `v1/sessions/${one.id}/content`, remove: `v1/sessions/${one.id}`, reference: { session_id: one.id } };
@@ -57,7 +57,7 @@ export class Library extends EventTarget {
   #video(one) {
     const done = one.status === "completed";
     const settings = { prompt: one.prompt, seed: one.seed, steps: one.steps, ...(one.settings ?? {}) };
-    return { id: one.id, kind: "video", created: one.created_at ?? 0, name: null, settings, status: one.status, progress: one.progress,
+    return { id: one.id, kind: "video", branchedAt: null, created: one.created_at ?? 0, name: null, settings, status: one.status, progress: one.progress,
       error: one.error?.message, prompts: [].concat(one.prompt ?? []).map((p) => (Array.isArray(p) ? p[1] : p)), seconds: Number(one.seconds ?? 0),
       chunks: null, size: one.bytes ?? null, thumbnail: done ? `v1/videos/${one.id}/content?variant=thumbnail` : null,
       content: done ? `v1/videos/${one.id}/content` : null, remove: `v1/videos/${one.id}`, reference: { video_id: one.id } };
@@ -93,7 +93,7 @@ export class Library extends EventTarget {
       picture,
       el("div", { class: "card-text" },
         el("h2", {}, title), more ? el("p", { class: "then" }, more) : null,
-        el("p", { class: "dim facts" }, facts(entry)),
+        el("p", { class: "dim facts" }, facts(entry).flatMap((fact, i) => [i ? " · " : "", el("span", {}, fact)])),
         entry.error ? el("p", { class: "wrong" }, entry.error) : null),
       el("div", { class: "card-acts" }, open,
         button("save", "Download", () => download(entry.content, `helios-${entry.id.slice(-8)}.mp4`).catch((e) => banner(e.message)), { visible: false, disabled: !entry.content }),
@@ -171,10 +171,11 @@ function facts(entry) {
     entry.seconds ? clock(entry.seconds) : null,
     settings.width ? `${settings.width} × ${settings.height}` : null,
     settings.seed !== undefined && settings.seed !== null ? `seed ${settings.seed}` : null,
+    entry.branchedAt === null ? null : `branch from chunk ${entry.branchedAt + 1}${(settings.branch_seed ?? null) === null ? "" : `, seed ${settings.branch_seed}`}`,
     steps ? (Array.isArray(steps) ? `${steps.join("+")} steps` : plural(steps, "step")) : null,
     settings.model ?? null,
     entry.size ? bytes(entry.size) : null,
     entry.created ? ago(entry.created) : null,
   ];
-  return parts.filter(Boolean).join(" · ");
+  return parts.filter(Boolean);
 }

@@ -79,7 +79,7 @@ export class Settings extends EventTarget {
     if (values.length !== "") request.seconds = Number(values.length);
     if (this.steps !== null && JSON.stringify(this.steps) !== JSON.stringify(this.defaults.plan.steps)) request.steps = this.steps;
     if (values.size) request.size = values.size;
-    if (values.guidance !== "") request.guidance_scale = Number(values.guidance);
+    if (values.guidance !== "" && !this.defaults.distilled) request.guidance_scale = Number(values.guidance);
     if (values.negative.trim()) request.negative_prompt = values.negative.trim();
     if (values.anti_drift) request.anti_drift = true;
     if (this.loras.length) request.loras = this.loras;
@@ -241,7 +241,7 @@ export class Settings extends EventTarget {
   #modelBox() {
     const select = el("select", { id: "model", "aria-label": "Model", onchange: (event) => { this.#set("model", event.target.value); this.#draw(); } },
       this.models.map((model) => el("option", { value: model.id, selected: model === this.model }, model.id)));
-    const device = this.model?.device ? [this.model.device.replace(/^cpu$/, "CPU").replace(/^cuda/, "GPU"), this.model.dtype].filter(Boolean).join(", ") : null;
+    const device = this.model?.device ? [this.model.device.replace(/^cpu$/, "CPU").replace(/^cuda:?/, "GPU ").trim(), this.model.dtype].filter(Boolean).join(", ") : null;
     return this.#group("Model", select, device ? el("p", { class: "dim" }, device) : null);
   }
 
@@ -271,18 +271,23 @@ export class Settings extends EventTarget {
   #more(open) {
     const values = this.#values;
     const own = this.defaults.guidance?.scale;
+    const scales = this.model?.scales ?? 1;
+    const wrong = values.steps.trim() !== "" && stepsOf(values.steps, scales) === null;
     return el("details", { class: "more", open }, el("summary", {}, "More"),
       el("label", { for: "size" }, "Size"),
       el("select", { id: "size", onchange: (event) => this.#set("size", event.target.value) },
         this.#sizes().map(([size, text], i) => el("option", { value: i ? size : "", selected: values.size === size }, text))),
       el("label", { for: "guidance" }, "Guidance"),
-      el("input", { id: "guidance", type: "number", min: 0, max: 20, step: 0.5, value: values.guidance, placeholder: own === undefined ? "The model's own" : `The model's own: ${own}`,
+      el("input", { id: "guidance", type: "number", min: 0, max: 20, step: 0.5, value: this.defaults.distilled ? "" : values.guidance,
+        disabled: Boolean(this.defaults.distilled),
+        placeholder: this.defaults.distilled ? "None: a distilled model" : own === undefined ? "The model's own" : `The model's own: ${own}`,
         onchange: (event) => this.#set("guidance", event.target.value) }),
       el("label", { for: "steps" }, "Denoising steps"),
       el("input", { id: "steps", type: "text", inputMode: "numeric", value: values.steps, placeholder: "As Detail says", onchange: (event) => {
         this.#set("steps", event.target.value);
         this.#draw();
-      } }),
+      }, "aria-invalid": String(wrong), "aria-describedby": "steps-wrong" }),
+      el("p", { id: "steps-wrong", class: "wrong", hidden: !wrong }, `Not used: ${scales === 1 ? "one number" : `${scales} numbers with commas`} from 1 to 100, please.`),
       el("label", { for: "negative" }, "What it should not show"),
       el("textarea", { id: "negative", rows: 2, maxLength: 4096, value: values.negative, onchange: (event) => this.#set("negative", event.target.value) }),
       el("label", { class: "check" }, el("input", { type: "checkbox", id: "drift", checked: values.anti_drift, onchange: (event) => this.#set("anti_drift", event.target.checked) }), "Hold colours and contrast on long videos"));

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from helios.serving.errors import ApiError
 from helios.serving.journal import Record
 from helios.serving.live.archive import read_archive, write_archive
-from helios.serving.live.recording import first_note
+from helios.serving.live.recording import note_of
 from helios.serving.live.sessions import recorded_chunks
 from helios.serving.service import Service
 from helios.serving.web.bodies import read_form
@@ -88,10 +88,11 @@ async def session_content(request: Request, session_id: str) -> Response:
 
 @router.get("/{session_id}/thumbnail")
 async def session_thumbnail(request: Request, session_id: str) -> Response:
-    """A small picture of its beginning."""
+    """A small picture of its beginning; of a branch, of where it goes its own way."""
     service = _service(request)
     record = service.sessions.find(session_id, request.state.owner)
-    noted = await asyncio.to_thread(first_note, service.store.folder(record.id))
+    chunk = record.document.get("branched_at") or 0
+    noted = await asyncio.to_thread(note_of, service.store.folder(record.id), chunk)
     if noted is None:
         raise ApiError(404, "content_not_found", "nothing was recorded yet")
     data = base64.b64decode(noted["thumbnail"].partition(",")[2])

@@ -66,6 +66,7 @@ def session_shape(
         "loras": [{"name": name, "scale": scale} for name, scale in document["loras"].items()],
         "prompts": document["prompts"],
         "parent": document.get("parent"),
+        "branched_at": document.get("branched_at"),
         "chunks": document.get("chunks", 0) if live is None else len(live.recording),
         "frames": frames,
         "seconds": frames / settings.get("fps", 24),
