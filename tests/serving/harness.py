@@ -42,7 +42,7 @@ class Server:
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, patience: float = 120) -> Self:
+    def start(self, patience: float = 240) -> Self:
         """Start it and wait until it is ready."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as log:
@@ -193,7 +193,7 @@ def running(model: Path, data: Path, options: Sequence[str] = ()) -> Iterator[Se
             server.process.wait()
 
 
-def finished(client: httpx.Client, name: str, timeout: float = 60) -> dict[str, Any]:
+def finished(client: httpx.Client, name: str, timeout: float = 120) -> dict[str, Any]:
     """The job once it is completed or failed."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -204,12 +204,18 @@ def finished(client: httpx.Client, name: str, timeout: float = 60) -> dict[str, 
     raise AssertionError(f"the job is not done: {video}")
 
 
-def wait_for(condition: Any, timeout: float = 10, what: str = "it") -> None:
+def wait_for(condition: Any, timeout: float = 30, what: str = "it") -> None:
     """Wait until ``condition()`` is true."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen"
         time.sleep(0.02)
+
+
+def at_rest(server: Server) -> None:
+    """Wait until what earlier tests left is over: a fault hits whoever is at work."""
+    names = ("sessions_active", "sessions_waiting", "jobs_active", "queue_depth")
+    wait_for(lambda: not any(server.metric(name) for name in names), 60, "rest")
 
 
 def make(client: httpx.Client, **values: Any) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def fault(address: str, kind: str, seconds: float = 0) -> None:
 
 
 @contextmanager
-def slowed(address: str) -> Iterator[None]:
+def slowed(address: str, pause: float = PAUSE) -> Iterator[None]:
     """For the time of the block the model is slower than real time, on any machine."""
-    fault(address, "slow", PAUSE)
+    fault(address, "slow", pause)
     try:
         yield
     finally:
@@ -78,6 +78,16 @@ class Studio:
         chosen = json.dumps(cheap | {"length": "", **settings})
         self.page.add_init_script(
             f"if (!localStorage['helios.settings']) localStorage['helios.settings'] = {chosen!r}"
+        )
+        # Every sentence that is shown at the top, however short a time.
+        self.page.add_init_script(
+            """window.told = [];
+            addEventListener("DOMContentLoaded", () => {
+              const line = document.querySelector("#banner span");
+              if (!line) return;  // another page than ours
+              new MutationObserver(() => window.told.push(line.textContent))
+                .observe(line, { childList: true, characterData: true, subtree: true });
+            });"""
         )
         self.page.goto(self.address)
         self.page.wait_for_selector(".example, #hints .chip", state="attached")
@@ -122,6 +132,19 @@ class Studio:
                 alive, deadline = now, time.monotonic() + seconds
             assert time.monotonic() < deadline, f"{expression}: {self.state}"
             self.page.wait_for_timeout(40)
+
+    def was_told(self, words: str) -> None:
+        """Wait until a banner has said ``words``, whether it still does or not; once each time."""
+        self.until(f"window.told.some((text) => text.includes({words!r}))")
+        self.page.evaluate("window.told.length = 0")
+
+    def complaint(self) -> str:
+        """What the browser itself noted last, which comes when it comes; taken off the list."""
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while not self.said:
+            assert time.monotonic() < deadline, self.state
+            self.page.wait_for_timeout(40)
+        return self.said.pop()
 
     def wait_chunks(self, count: int) -> None:
         tiles = "document.querySelectorAll('.lane[data-current=true] .tile').length"

@@ -10,6 +10,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -394,7 +395,7 @@ def test_a32_no_content_before_the_end(client: httpx.Client, server: Server) -> 
 
 
 def test_a33_a_full_queue_says_so_at_once(client: httpx.Client, server: Server) -> None:
-    server.fault("slow", seconds=0.5)
+    server.fault("slow", seconds=2)  # so that none is done before the queue is full
     accepted = [make(client, num_frames=1452)["id"]]
     for _ in range(80):
         answer = post(client, num_frames=1)
@@ -438,7 +439,7 @@ def test_a35_a_client_that_vanishes_frees_its_place(server: Server) -> None:
     raw = live.socket.socket
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw.close()
-    wait_for(lambda: server.metric("sessions_active") == 0, 5)
+    wait_for(lambda: server.metric("sessions_active") == 0, 15)
     with server.live() as again:
         again.start(num_frames=33)
         again.until("session.done")
@@ -469,7 +470,8 @@ def test_a36_nonsense_does_not_end_a_session(server: Server) -> None:
 def test_a_message_that_is_too_large_closes_with_1009(server: Server) -> None:
     with server.live() as live:
         live.start(ahead=1)
-        live.socket.send(json.dumps({"type": "session.prompt", "prompt": "x" * 200_000}))
+        with suppress(ConnectionClosed):  # it may come before the last byte
+            live.socket.send(json.dumps({"type": "session.prompt", "prompt": "x" * 200_000}))
         with pytest.raises(ConnectionClosed) as caught:
             live.until("never")
         # What is still on its way may make the network drop the reason.
@@ -479,8 +481,9 @@ def test_a_message_that_is_too_large_closes_with_1009(server: Server) -> None:
 def test_a_flood_of_messages_is_refused_then_closed(server: Server) -> None:
     with server.live() as live:
         live.start(ahead=1)
-        for _ in range(200):
-            live.send("session.ping")
+        with suppress(ConnectionClosed):  # it may come before the last of them
+            for _ in range(200):
+                live.send("session.ping")
         with pytest.raises(ConnectionClosed) as caught:
             errors_of(live, 1000)
         assert caught.value.rcvd is not None

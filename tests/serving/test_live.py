@@ -11,7 +11,7 @@ import pytest
 from helios.media import VideoWriter, read_settings, read_video
 from helios.pipeline import Pipeline, load
 
-from .harness import PROMPT, QUICK, Live, Server, wait_for
+from .harness import PROMPT, QUICK, Live, Server, at_rest, wait_for
 
 OTHER = "a blue cube spins on sand"
 
@@ -65,7 +65,7 @@ def test_the_bytes_of_a_stream_are_the_file_frame_for_frame(
 def test_two_clients_take_turns_and_each_gets_what_it_gets_alone(
     server: Server, reference: Pipeline, tmp_path: Path
 ) -> None:
-    server.fault("slow", seconds=0.15)
+    server.fault("slow", seconds=0.5)  # health is told every two seconds
     try:
         with server.live() as one, server.live() as two:
             one.start(num_frames=132)
@@ -362,6 +362,7 @@ def test_figures_tell_how_long_a_wish_took_to_be_seen(server: Server) -> None:
         text = client.get("/metrics").text
     for name in NEEDED:
         assert f"\n# HELP {name} " in f"\n{text}", name
+    at_rest(server)
     before = [server.metric(name) for name in names]
     with server.live() as live:
         live.start(num_frames=132, ahead=1)

@@ -55,7 +55,7 @@ def test_a26_no_public_address_without_a_key(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: 2: host 0.0.0.0")
     assert not (tmp_path / "d").exists()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
 
 
 @slow
@@ -99,9 +99,9 @@ def test_a39_a_killed_worker_is_replaced_and_the_queue_goes_on(own: Server) -> N
         queued = [make(client) for _ in range(3)]
         wait_for(lambda: in_progress(client, hurt["id"]))
         os.kill(own.worker(), signal.SIGKILL)
+        wait_for(lambda: client.get("/health/ready").status_code == 503, 10, "the loss")
         video = finished(client, hurt["id"])
         assert (video["status"], video["error"]["code"]) == ("failed", "worker_crashed")
-        assert client.get("/health/ready").status_code == 503
         while live.receive()["type"] != "error":
             pass
         assert live.messages[-1]["error"]["code"] == "worker_crashed"

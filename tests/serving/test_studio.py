@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from .studio_page import BLUE, RED, Studio, blueness, slowed, studio
+from .studio_page import BLUE, PAUSE, RED, Studio, blueness, fault, slowed, studio
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.timeout(900)
 
 
 # -------------------------------------------------------------------------------- the live stage
@@ -21,8 +23,21 @@ if TYPE_CHECKING:
 
 def test_it_plays_while_it_is_made_and_a_change_lands_where_announced(page: Studio) -> None:
     # 240 frames are eight chunks: wherever the change lands, a whole chunk follows its border.
-    with slowed(page.address):
+    # Up to the answer even more slowly: whoever asks may have to wait for the processor too.
+    with slowed(page.address, 3 * PAUSE):
         tab = page.open(length="10").page
+        # What the page shows for a while, noted by the page itself.
+        tab.evaluate(
+            """() => {
+              window.seen = { pending: 0, last: null };
+              const look = () => {
+                const pending = document.querySelectorAll(".run[data-pending=true]").length;
+                window.seen.pending = Math.max(window.seen.pending, pending);
+                window.seen.last ??= document.querySelector(".seam[role=slider]")?.ariaValueMax;
+              };
+              new MutationObserver(look)
+                .observe(document.getElementById("lanes"), { childList: true, subtree: true }); }"""
+        )
         page.write(RED)
         page.until("document.getElementById('video').currentTime > 0.2")
         assert page.chunks < 8  # the last one cannot exist yet
@@ -36,8 +51,9 @@ def test_it_plays_while_it_is_made_and_a_change_lands_where_announced(page: Stud
         lands = int(re.search(r"chunk (\d+)", told)[1]) - 1  # type: ignore[index]
         assert 1 <= lands <= 6
         assert BLUE in told
-        assert tab.locator(".run[data-pending=true]").count() == 1
-        assert tab.get_attribute(".seam[role=slider]", "aria-valuemax") == "8"
+        page.until("window.seen.last")
+        assert tab.evaluate("window.seen") == {"pending": 1, "last": "8"}
+        fault(page.address, "slow", PAUSE)
         tab.emulate_media(reduced_motion="reduce")
         still = "getComputedStyle(document.querySelector('.note .dot')).animationName"
         assert tab.evaluate(still) == "none"
@@ -61,17 +77,23 @@ def test_it_plays_while_it_is_made_and_a_change_lands_where_announced(page: Stud
 
 def _says_what_it_can_keep_up(page: Studio) -> None:
     """Slower than real time: the badge says the rate of the picture, the strip the model's."""
-    page.wait_chunks(3)
-    page.until("document.getElementById('badge').textContent.startsWith('Live at')")
-    rate, *health, badge = page.page.evaluate(
-        """[document.getElementById("video").playbackRate,
-          ...[...document.querySelectorAll("#h-fps dd, #h-ratio dd, #h-memory dd, #badge")]
-            .map((one) => one.checkVisibility() && one.textContent)]"""
+    # The first moment at which both agree: the badge is written as soon as a chunk comes, the
+    # rate follows a fifth of a second later. One decimal of either is left out.
+    page.page.evaluate(
+        """() => {
+          const find = (name) => document.getElementById(name);
+          const look = setInterval(() => {
+            const rate = find("video").playbackRate;
+            const fps = Number(find("badge").textContent.match(/^Live at ([0-9.]+) fps$/)?.[1]);
+            const shown = ["h-fps", "h-ratio", "h-memory"].map(find);
+            const agree = rate < 1 && Math.abs(fps - 24 * rate) <= 0.6 + 0.05 * fps;
+            if (!agree || !shown.every((one) => one.checkVisibility())) return;
+            clearInterval(look);
+            window.told_health = shown.map((one) => one.querySelector("dd").textContent);
+          }, 50); }"""
     )
-    assert rate < 1
-    # One decimal of either is left out at most, and a tick may lie between them.
-    fps = float(re.fullmatch(r"Live at ([\d.]+) fps", badge)[1])  # type: ignore[index]
-    assert fps == pytest.approx(24 * rate, rel=0.15, abs=0.6)
+    page.until("window.told_health")
+    health = page.page.evaluate("window.told_health")
     speed, ratio = (float(re.match(r"[\d.]+", text)[0]) for text in health[:2])  # type: ignore[index]
     assert ratio < 1
     assert speed / 24 == pytest.approx(ratio, rel=0.1, abs=0.02)
@@ -229,19 +251,13 @@ def test_the_connection_comes_back_and_nothing_is_lost(page: Studio) -> None:
     page.write(RED)
     page.wait_chunks(1)
     before = page.frame(0.7)
-    # Every sentence that is shown on the way.
-    tab.evaluate(
-        """() => { window.told = []; const line = document.querySelector("#banner span");
-          new MutationObserver(() => window.told.push(line.textContent))
-            .observe(line, { childList: true, characterData: true, subtree: true }); }"""
-    )
     tab.click("#play")
     sockets[0].close()
-    page.until("document.getElementById('banner').textContent.includes('connection')")
+    page.until("window.told.some((text) => text.includes('connection'))")
     page.write(BLUE)
+    page.until("document.getElementById('banner').hidden")
     page.wait_chunks(2)
     assert len(sockets) == 2
-    assert tab.is_hidden("#banner")
     # A change that was asked for meanwhile lands; nothing but the connection was spoken of.
     page.until("document.querySelectorAll('.ribbon .run:not([data-pending=true])').length === 2")
     assert tab.evaluate("window.told.filter((text) => !text.startsWith('The connection'))") == []
@@ -273,7 +289,7 @@ def test_an_image_to_start_from_and_the_library(page: Studio, tmp_path: Path) ->
     tab.set_input_files("#file", tmp_path / "not.png")
     tab.wait_for_selector("#banner:not([hidden])")
     # The browser itself notes the refusal; nothing else may be there.
-    assert "status of 400" in page.said.pop()
+    assert "status of 400" in page.complaint()
     tab.set_input_files("#file", tmp_path / "blue.png")
     tab.wait_for_selector(".start-card:has-text('192 × 128')")
     hostile = "a <img src=x onerror=alert(1)> ball & <b>cube</b>"
@@ -322,7 +338,7 @@ def test_a_second_visitor_is_told_the_place_and_adapters_change_live(
     mine = f"{page.address}/v1/sessions/{tab.evaluate('JSON.parse(localStorage[`helios.last`])')}"
     assert studio.fetch(mine)["loras"] == [{"name": "pastel", "scale": 0.5}]
     tab.click("#lora-pastel")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 80
     while studio.fetch(mine)["loras"]:
         assert time.monotonic() < deadline
         tab.wait_for_timeout(100)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .studio_page import BLUE, RED, Studio, blueness
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
+pytestmark = pytest.mark.timeout(900)
 CHUNK = 33 / 24
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from .studio_page import BLUE, RED, Studio, blueness, fault, studio
 
+pytestmark = pytest.mark.timeout(900)
 CHUNK = 33 / 24
 MIDDLE = 0.7
 """Seconds from the beginning of a chunk to where it is looked at."""
@@ -71,7 +72,7 @@ def test_reroll_keep_export_and_import(page: Studio, tmp_path: Path) -> None:
     (tmp_path / "broken.helios").write_bytes(file.read_bytes()[:5000])
     tab.set_input_files("#session-file", tmp_path / "broken.helios")
     page.until("document.getElementById('banner').textContent.includes('not a session')")
-    assert "status of 400" in page.said.pop()
+    assert "status of 400" in page.complaint()
     tab.set_input_files("#session-file", file)
     page.until("document.querySelectorAll('.card').length === 1")
     card.locator("button:has-text('Open')").click()
@@ -83,14 +84,14 @@ def test_reroll_keep_export_and_import(page: Studio, tmp_path: Path) -> None:
 
 def test_a_dead_worker_is_waited_for_and_the_video_goes_on(page: Studio) -> None:
     tab = page.open().page
-    told = "document.getElementById('banner').textContent.includes('goes on by itself')"
+    lost = "goes on by itself"
 
     # In the first chunk nothing is on disk: the video begins again with its own seed.
     fault(page.address, "crash")
     page.write(RED)
-    page.until(told)
+    page.was_told(lost)
     page.wait_chunks(2)
-    assert tab.is_hidden("#banner")
+    page.until("document.getElementById('banner').hidden")
     before = page.frame(MIDDLE)
     tab.click("#play")
 
@@ -101,7 +102,7 @@ def test_a_dead_worker_is_waited_for_and_the_video_goes_on(page: Studio) -> None
     session = last_session(page)["id"]
     fault(page.address, "crash")
     page.write(BLUE)
-    page.until(told)
+    page.was_told(lost)
     page.until("document.querySelector('.ribbon .run:nth-child(2):not([data-pending=true])')")
     assert tab.locator(".ribbon .run").all_inner_texts() == [RED, BLUE]
     numbers = tab.locator(".tile .number").all_inner_texts()
