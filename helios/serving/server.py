@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 import uvicorn
@@ -23,7 +25,10 @@ from helios.serving.logs import JsonFormatter, log
 from helios.serving.service import Service
 from helios.serving.web.app import create_app
 
-__all__ = ["serve"]
+__all__ = ["check_versions", "serve"]
+
+FLOORS = {"starlette": (0, 49, 1), "python-multipart": (0, 0, 31)}
+"""Older ones let a stranger's request take the server down (specification "reliability", 71)."""
 
 HEADER_SECONDS = 10.0
 MESSAGE_BYTES = 128 * 1024
@@ -137,7 +142,9 @@ def serve(config: ServeConfig, *, announce: Any = None) -> None:
     Raises:
         OSError: if the address or the data folder cannot be used.
         BrokenModelError: if no model can be loaded.
+        ValueError: if a library is too old to be safe.
     """
+    check_versions()
     _log_json()
     listener = _listen(config)
     service = Service(config)
@@ -146,6 +153,19 @@ def serve(config: ServeConfig, *, announce: Any = None) -> None:
     broken = [worker.broken for worker in service.supervisor.workers if worker.broken is not None]
     if broken:
         raise broken[0]
+
+
+def check_versions() -> None:
+    """Refuse to serve with libraries whose holes are known.
+
+    Raises:
+        ValueError: naming the library, and what to do.
+    """
+    for name, least in FLOORS.items():
+        found = version(name)
+        if tuple(int(part) for part in re.findall(r"\d+", found)[:3]) < least:
+            wanted = f"{name}>={'.'.join(map(str, least))}"
+            raise ValueError(f"{name} {found} is not safe to serve with: pip install '{wanted}'")
 
 
 async def _run(
