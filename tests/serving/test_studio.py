@@ -251,9 +251,15 @@ def test_the_connection_comes_back_and_nothing_is_lost(page: Studio) -> None:
     page.write(RED)
     page.wait_chunks(1)
     before = page.frame(0.7)
+    tab.evaluate(
+        """() => { const line = document.getElementById("curtain-text"); window.curtain = [];
+          new MutationObserver(() => window.curtain.push(line.textContent))
+            .observe(line, { childList: true }); }"""
+    )
     tab.click("#play")
     sockets[0].close()
     page.until("window.told.some((text) => text.includes('connection'))")
+    page.until("window.curtain.includes('Waiting for the server')")
     page.write(BLUE)
     page.until("document.getElementById('banner').hidden")
     page.wait_chunks(2)
@@ -290,7 +296,7 @@ def test_an_image_to_start_from_and_the_library(page: Studio, tmp_path: Path) ->
     tab.wait_for_selector("#banner:not([hidden])")
     # The browser itself notes the refusal; nothing else may be there.
     assert "status of 400" in page.complaint()
-    tab.set_input_files("#file", tmp_path / "blue.png")
+    # What was there before stays.
     tab.wait_for_selector(".start-card:has-text('192 × 128')")
     hostile = "a <img src=x onerror=alert(1)> ball & <b>cube</b>"
     page.write(hostile)

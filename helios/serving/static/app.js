@@ -115,6 +115,9 @@ function glow() {
   if ($("glow").style.backgroundImage !== url) $("glow").style.backgroundImage = url;
 }
 
+/** Whether a video is to go on and there is nobody to make it. */
+const cut = () => director.busy && player.end > 0 && !director.connection.open;
+
 /** What to look at while there is no picture. */
 function curtain() {
   const { phase, place } = director;
@@ -125,6 +128,7 @@ function curtain() {
   else if (phase === "starting" && none) text = settings.model?.defaults ? "Starting…" : "The model is being loaded…";
   else if (phase === "making" && none) text = "Making the first chunk…";
   else if (director.recovering) text = "Starting the model again…";
+  else if (cut()) text = "Waiting for the server";
   else if (starved) text = `Making chunk ${(story.current?.length ?? 0) + 1}`;
   $("curtain").hidden = !text;
   $("curtain").dataset.small = String(!none);
@@ -135,7 +139,7 @@ function curtain() {
 /** The ring fills while the next chunk is made, as far as its time is known. */
 function progress() {
   const chunk = player.pace.chunkSeconds;
-  const known = director.phase === "making" && chunk !== null;
+  const known = director.phase === "making" && chunk !== null && !cut();
   const part = known ? 1 - player.pace.until(performance.now() / 1000) / chunk : 0;
   $("ring").dataset.known = String(known);
   $("ring").style.setProperty("--part", Math.min(1, Math.max(0.02, part)).toFixed(3));
@@ -146,7 +150,7 @@ function pace() {
   $("transport").hidden = director.phase === "empty" || player.end === 0;
   const speed = player.pace.rate(performance.now() / 1000, player.ready, making);
   const starved = making && player.ready < 0.08;
-  $("badge").hidden = !making;
+  $("badge").hidden = !making || (cut() && starved);
   const slow = speed < 0.95;
   $("badge").dataset.slow = slow;
   $("badge").textContent = starved && slow ? "Catching up" : slow ? `Live at ${rate(speed * player.fps)} fps` : "Live";
@@ -258,6 +262,7 @@ director.addEventListener("connection", ({ detail }) => {
   } else if (detail.state === "open" && $("banner").dataset.kind === "problem") {
     banner("");
   }
+  pace();
 });
 
 // ------------------------------------------------------------------------------- files, dropping

@@ -117,6 +117,7 @@ export class Settings extends EventTarget {
   async take(file) {
     banner("");
     const settings = await embedded(file);
+    const before = this.start;
     this.start = { name: file.name, busy: true };
     this.#draw();
     try {
@@ -126,7 +127,7 @@ export class Settings extends EventTarget {
         size: `${sent.width} × ${sent.height}${sent.frames > 1 ? `, ${sent.frames} frames` : ""}` };
       announce(`Starts from ${file.name}`);
     } catch (error) {
-      this.start = null;
+      this.start = before?.busy ? null : before;
       banner(error.message);
     }
     this.#draw();
