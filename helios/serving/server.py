@@ -119,6 +119,12 @@ def _socket_protocol(connections: _Connections) -> type[WebSocketsSansIOProtocol
     class Counted(WebSocketsSansIOProtocol):
         """A WebSocket that takes over a connection of ``Bounded``, and its place."""
 
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            # A refusal is an answer like any other, not a handshake that was forgotten.
+            if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+                self.handshake_complete = True
+
         def connection_lost(self, exc: Exception | None) -> None:
             connections.leave(_peer(self.transport))
             super().connection_lost(exc)

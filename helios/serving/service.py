@@ -73,8 +73,12 @@ class Service:
         """Accept nothing more, let running jobs finish within ``grace`` seconds, end the rest."""
         self.draining = True
         self.supervisor.notify()
+        until = time.monotonic() + grace
         await asyncio.gather(*(connection.drain(grace) for connection in list(self.connections)))
         await self.jobs.finish(grace)
+        # Sessions are parked while their connections end.
+        while self.connections and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """End everything; records are complete when this returns."""

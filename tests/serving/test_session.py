@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from helios.pipeline import Pipeline, load
 from helios.serving.journal import Record
 from helios.serving.live.session import KEPT_STATES, Session, state_name, states_in
 
-from .harness import PROMPT, Live, Server, wait_for
+from .harness import PROMPT, Live, Server, running, wait_for
 from .test_live import OTHER, offline, shown
 
 
@@ -34,6 +37,13 @@ def kill_worker(server: Server, live: Live) -> None:
     assert live.until("session.done")["reason"] == "worker"
     with server.client() as client:
         wait_for(lambda: client.get("/health/ready").status_code == 200, 60, "a new worker")
+
+
+def states_of(folder: Path) -> Iterator[bytes]:
+    """What lies on disk of a session's states, of which one may go while the next is read."""
+    for path in folder.glob("state-*"):
+        with suppress(FileNotFoundError):
+            yield path.read_bytes()
 
 
 @pytest.mark.parametrize("chunks", [0, 1])
@@ -126,18 +136,57 @@ def test_a_change_that_was_accepted_outlives_the_worker(
         live.until("video.chunk")
         live.until("video.chunk")
         folder = server.data / "sessions" / session
-        seen = {path: path.stat().st_mtime_ns for path in folder.glob("state-*")}
         live.send("session.prompt", prompt=OTHER, chunk=3, transition_chunks=0)
         live.until("prompt.queued")
 
-        def written() -> bool:
-            now = {path: path.stat().st_mtime_ns for path in folder.glob("state-*")}
-            return now != seen
-
-        wait_for(written, 10, "the state")
+        wait_for(lambda: OTHER.encode() in b"".join(states_of(folder)), 30, "the state")
         kill_worker(server, live)
         live.send("session.resume", session=session, have=0)
         live.until("session.done")
     film = shown(live.film(len(live.media)), tmp_path / "live.mp4")
     track = [(0, PROMPT), (3, OTHER)]
     assert np.array_equal(film, offline(reference, tmp_path / "off.mp4", track, num_frames=132))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_was_changed_outlives_the_server(
+    number: signal.Signals, tiny_random: Path, reference: Pipeline, tmp_path: Path
+) -> None:
+    """Whether it is killed or told to stop: prompts, adapters and length are those asked for."""
+    with running(tiny_random, tmp_path / "data", ("--limit", "spares=0")) as server:
+        with server.live() as live:
+            session = live.start(num_frames=66, ahead=1)["session"]
+            live.until("session.done")
+            live.send("session.extend", num_frames=66)
+            live.until("session.extended")
+            live.send("session.prompt", prompt=OTHER, chunk=3, transition_chunks=0)
+            live.until("prompt.queued")
+            folder = server.data / "sessions" / session
+            if number == signal.SIGKILL:
+                wait_for(lambda: OTHER.encode() in b"".join(states_of(folder)), 30, "the state")
+            code = server.stop(number)
+        assert code == (0 if number == signal.SIGTERM else -number)
+        server.start()
+        with server.client() as client:
+            kept = client.get(f"/v1/sessions/{session}").json()
+        assert kept["status"] == "parked"
+        assert kept["prompts"] == [[0, PROMPT], [3, OTHER]]
+        assert kept["settings"]["num_frames"] == 132
+        with server.live() as live:
+            live.send("session.resume", session=session, have=0)
+            live.until("session.done")
+        said = server.log.read_text()
+        assert "Exception in ASGI" not in said
+        assert "without completing handshake" not in said
+    film = shown(live.film(), tmp_path / "live.mp4")
+    track = [(0, PROMPT), (3, OTHER)]
+    assert np.array_equal(film, offline(reference, tmp_path / "off.mp4", track, num_frames=132))
+
+
+def test_a_refused_handshake_is_no_failure_of_the_server(server: Server) -> None:
+    with pytest.raises(InvalidStatus):
+        server.live(headers={"Origin": "https://evil.example"})
+    with server.client() as client:
+        assert client.get("/health/live").status_code == 200
+    assert "without completing handshake" not in server.log.read_text()

@@ -88,6 +88,7 @@ class Session:
         self._autosaved: deque[int] = deque()
         self._began = time.monotonic()
         self._saved = -math.inf
+        self._unsaved = False
 
     @property
     def folder(self) -> Path:
@@ -132,11 +133,15 @@ class Session:
 
     def _save_soon(self) -> None:
         """Let a state be written between two steps of the chunk being made; nothing waits."""
+        self._saved, self._unsaved = time.monotonic(), True
         if self._autosave is None or self._autosave.done():
-            self._saved = time.monotonic()
-            self._autosave = asyncio.create_task(self.autosave())
-        else:
-            self._saved = -math.inf  # once more, after the next chunk
+            self._autosave = asyncio.create_task(self._autosave_all())
+
+    async def _autosave_all(self) -> None:
+        """Until nothing is newer than what was written."""
+        while self._unsaved:
+            self._unsaved = False
+            await self.autosave()
 
     async def autosave(self) -> None:
         """Write the newest state, to go on from if the worker dies."""
@@ -162,12 +167,14 @@ class Session:
         self._prompted = now
         # What was promised is kept although the worker may die: it is part of the state.
         self._save_soon()
+        await self._remember()
         return answer
 
     async def set_loras(self, loras: dict[str, float]) -> int:
         """Other adapters from the next chunk on."""
         answer = await self.stream.call("lora", loras=loras)
         self.record_.document["loras"] = loras
+        await self._remember()
         return int(answer["chunk"])
 
     async def extend(self, add: int | None) -> tuple[int, int | None]:
@@ -179,6 +186,7 @@ class Session:
         self.over = None
         self._began = time.monotonic()
         self.settings["num_frames"] = answer["num_frames"]
+        await self._remember()
         return int(answer["chunk"]), answer["num_frames"]
 
     async def stop(self) -> None:
@@ -225,6 +233,11 @@ class Session:
         saved = int(answer["chunk"])
         path.replace(self.folder / state_name(saved))
         return saved
+
+    async def _remember(self) -> None:
+        """A change that was made outlives this process too; a full disk does not undo it."""
+        with suppress(OSError):
+            await self.note()
 
     async def note(self) -> None:
         """Bring the record up to date."""
