@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from .studio_page import RED, Studio
+from .studio_page import RED, Studio, studio
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -120,6 +120,28 @@ def test_names_for_everything(page: Studio) -> None:
     )
     assert nameless == []
     assert tab.locator("[aria-live]").count() >= 2
+
+
+def test_settings_say_what_does_not_fit(page: Studio) -> None:
+    """What a distilled model has not is not asked for; steps that it cannot take are told."""
+    tab = page.open(guidance="3").page
+    model = studio.fetch(f"{page.address}/v1/models")["data"][0]
+    request = """async (values) => {
+      const { Settings } = await import("/static/settings.js");
+      localStorage["helios.settings"] = JSON.stringify(values);
+      const settings = new Settings();
+      await settings.load();
+      return settings.request("a ball"); }"""
+    asked = tab.evaluate(request, {"guidance": "3", "steps": "4," * (model["scales"] - 1) + "4"})
+    assert ("guidance_scale" in asked) is not model["defaults"]["distilled"]
+    assert asked["steps"] == ([4] * model["scales"] if model["scales"] > 1 else 4)
+    tab.evaluate("document.querySelector('details.more').open = true")
+    assert tab.is_disabled("#guidance") is model["defaults"]["distilled"]
+    for text, wrong in (("9, 9, 9, 9, 9", True), ("", False)):
+        tab.fill("#steps", text)
+        tab.press("#steps", "Tab")
+        page.until(f"document.getElementById('steps-wrong').hidden === {str(not wrong).lower()}")
+        assert tab.get_attribute("#steps", "aria-invalid") == str(wrong).lower()
 
 
 def test_pace_never_runs_dry_and_uses_what_there_is(page: Studio) -> None:
