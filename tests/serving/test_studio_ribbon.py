@@ -105,3 +105,14 @@ def test_a_branch_has_a_dot_where_it_leaves(page: Studio) -> None:
     assert dot is not None
     assert tile is not None
     assert abs(dot["x"] + dot["width"] / 2 - (tile["x"] - 2)) <= 1
+    # Made again with another seed the branch still asks for the same: there is nothing to change.
+    second.locator(".tile").first.click()
+    tab.click("#acts button:has-text('Re-roll')")
+    page.until("document.querySelectorAll('.lane').length === 3")
+    page.wait_chunks(1)
+    assert tab.input_value("#prompt") == BLUE
+    assert tab.inner_text("#send span") == "Change"
+    assert tab.is_disabled("#send")
+    assert tab.locator(".lane").nth(2).locator(".seam").count() == 1
+    tab.click("#stop")
+    page.wait_phase("done")

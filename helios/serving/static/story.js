@@ -106,7 +106,9 @@ export class Story extends EventTarget {
     const parent = this.takes.get(message.parent) ?? null;
     const settings = { ...(parent?.settings ?? {}) };
     if (message.seed !== undefined && message.seed !== null) settings.seed = message.seed;
-    const prompts = (parent?.prompts ?? []).filter((change) => change.applied && change.chunk < message.chunk);
+    // Without a prompt of its own it repeats what was asked for, also what is still to come.
+    const prompts = (parent?.prompts ?? []).filter((change) => !prompt || (change.applied && change.chunk < message.chunk))
+      .map((change) => ({ ...change }));
     if (prompt) prompts.push({ chunk: message.chunk, text: prompt, applied: true });
     return this.open({ id: message.session, parent, from: message.chunk, settings, prompts });
   }
