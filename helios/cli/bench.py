@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from helios.cli.folders import output_folder
+
 if TYPE_CHECKING:
     from helios.evaluation import Arm
 
@@ -34,7 +36,9 @@ def bench(
     warm: Annotated[int, typer.Option(min=1, help="Chunks before the clock starts.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Visits to every engine, in turn.")] = 2,
     forwards: Annotated[int, typer.Option(min=1, help="Forward passes timed alone.")] = 5,
-    budget: Annotated[float, typer.Option(help="Begin nothing after so many seconds.")] = 3600.0,
+    budget: Annotated[
+        float, typer.Option(min=0, help="Begin nothing after so many seconds.")
+    ] = 3600.0,
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Leave this engine out, such as eager; may be repeated."),
@@ -81,31 +85,30 @@ def bench(
         budget=budget,
         seed=seed,
     )
-    if out is not None:
-        # Before the minutes of work, not after them.
-        out.mkdir(parents=True, exist_ok=True)
-    place = pick_device(device)
-    begun = None
-    if starts:
-        asked = {"model": model, "device": device, "dtype": dtype, "tune_decoder": tune_decoder}
-        begun = measure_starts({**asked, "size": size, "layers": layers, "seed": seed})
-    subject = subject_of(model, place, pick_dtype(dtype, place), size, layers, seed)
-    makers: list[Callable[[], Arm]] = own_arms(subject, tune_decoder)
-    if rival is not None:
-        makers += rival.arms(subject)
-    makers = _chosen(makers, skip or (), only or ())
-    result = run(subject, makers, config, lambda line: print(line, file=sys.stderr, flush=True))
-    result["hardware"] = hardware(place)
-    if against is not None:
-        result["hardware"][against] = importlib.metadata.version(against)
-    text = report(result)
-    if begun is not None:
-        result["starts"] = begun
-        text += "\n" + starts_markdown(begun)
-    typer.echo(text)
-    if out is not None:
-        write_json(out / "bench.json", result)
-        (out / "bench.md").write_text(text, "utf-8")
+    # Before the minutes of work, not after them.
+    with output_folder(out):
+        place = pick_device(device)
+        begun = None
+        if starts:
+            asked = {"model": model, "device": device, "dtype": dtype, "tune_decoder": tune_decoder}
+            begun = measure_starts({**asked, "size": size, "layers": layers, "seed": seed})
+        subject = subject_of(model, place, pick_dtype(dtype, place), size, layers, seed)
+        makers: list[Callable[[], Arm]] = own_arms(subject, tune_decoder)
+        if rival is not None:
+            makers += rival.arms(subject)
+        makers = _chosen(makers, skip or (), only or ())
+        result = run(subject, makers, config, lambda line: print(line, file=sys.stderr, flush=True))
+        result["hardware"] = hardware(place)
+        if against is not None:
+            result["hardware"][against] = importlib.metadata.version(against)
+        text = report(result)
+        if begun is not None:
+            result["starts"] = begun
+            text += "\n" + starts_markdown(begun)
+        typer.echo(text)
+        if out is not None:
+            write_json(out / "bench.json", result)
+            (out / "bench.md").write_text(text, "utf-8")
 
 
 def _chosen(

@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from helios.errors import (
     CheckpointError,
     DataError,
@@ -41,6 +43,17 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (OSError, 6),
     (ValueError, 2),
 )
+
+
+# What to do about failures that the system only names.
+_HINTS = {
+    errno.EEXIST: "; a file is in the way, give another name",
+    errno.ENOTDIR: "; a file is in the way, give another place",
+    errno.ENOSPC: "; free some space, or write to another disk",
+    errno.EDQUOT: "; free some space, or write to another disk",
+    errno.EACCES: "; change its permissions, or give another place",
+    errno.EROFS: "; give another place",
+}
 
 
 class CommandError(Exception):
@@ -77,6 +90,7 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.strerror:
         name = error.filename
         text = error.strerror if name is None else f"{name}: {error.strerror}"
+        text += _HINTS.get(error.errno or 0, "")
     else:
         text = str(error) or type(error).__name__
     if code == 5:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from helios.cli.errors import CommandError
+from helios.cli.folders import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def evaluate(
         str | None, typer.Option(help="Frames after which figures are taken, such as 81,1440.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Videos per prompt.")] = None,
-    seed: Annotated[int, typer.Option(help="Of noise and scenes.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and scenes.")] = 20_000,
     steps: Annotated[str | None, typer.Option(help="Denoising steps: 25, or 2,2,2.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Strength of the prompt.")] = None,
     networks: Annotated[
@@ -95,12 +96,13 @@ def evaluate(
     if suite == "compare" and not against:
         raise ValueError("suite compare needs --against MODEL")
     if suite == "scenes":
-        if against or prompts is not None or lengths is not None:
-            raise ValueError("suite scenes takes no --against, --prompts or --lengths")
-        _scenes(
-            model, report, judge, captions or 16, chunks, clips, steps, guidance_scale, seed,
-            device, dtype,
-        )  # fmt: skip
+        if against or prompts is not None or lengths is not None or plots is not None:
+            raise ValueError("suite scenes takes no --against, --prompts, --lengths or --plots")
+        with output_folder(report):
+            _scenes(
+                model, report, judge, captions or 16, chunks, clips, steps, guidance_scale, seed,
+                device, dtype,
+            )  # fmt: skip
         return
     from helios.distributed import pick_device
     from helios.evaluation import ArmSpec, SuiteConfig, parse_steps, scene_prompts
@@ -175,7 +177,7 @@ def _videos(
     # Scenes are judged by what they are made of; scoring networks know photographs. The benchmark
     # asks for them all the same, and says what is not there.
     scoring = networks is not None or not judged or config.suite == "heliosbench"
-    with _folder(report, config.shard) as folder:
+    with _folder(report, config.shard) as folder, output_folder(plots):
         bench = Bench(
             results=Results(folder / "records", reuse=resume),
             lengths=lengths,
@@ -224,9 +226,6 @@ def _scenes(
     from helios.pipeline import load
     from helios.storage import write_json
 
-    if report is not None:
-        # Before the minutes of work, not after them.
-        report.mkdir(parents=True, exist_ok=True)
     pipe = load(model, device=device, dtype=dtype)
     network = load_judge(judge or JUDGE_FOLDER, pipe.device)
     config = AccuracyConfig(
@@ -262,8 +261,9 @@ def _scenes(
 def _folder(report: Path | None, shard: tuple[int, int]) -> Iterator[Path]:
     """Where records grow: the report's folder, or one that is gone afterwards."""
     if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        yield report
+        # With the folder of the records, which would else be left behind empty.
+        with output_folder(report / "records"):
+            yield report
         return
     if shard[1] > 1:
         raise ValueError("several parts need one folder to meet in: give --report DIR")

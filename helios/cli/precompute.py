@@ -25,7 +25,7 @@ def latents(
         ),
     ] = None,
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes, without clips.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Of scenes and their captions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes and captions.")] = 0,
     model: Annotated[
         str, typer.Option(help="Whose autoencoder and text encoder: tiny, a folder, or a hub id.")
     ] = "tiny",
@@ -84,7 +84,7 @@ def trajectories(
         str, typer.Option(help="Law of the student's noise levels: linear or exponential.")
     ] = "linear",
     shard: Annotated[int, typer.Option(min=1, help="Captions in a file, made together.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of captions and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of captions and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:

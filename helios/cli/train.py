@@ -11,7 +11,9 @@ __all__ = ["train"]
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="tiny-codec, tiny-stage1, tiny-stage2, stage1 …")],
+    preset: Annotated[
+        str, typer.Argument(help="Such as tiny-codec, tiny-stage1, stage1; a wrong name lists all.")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated."),

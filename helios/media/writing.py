@@ -59,9 +59,12 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
         raise IsADirectoryError(f"{shown(path)} is a folder; give the name of a file")
     if exists and not overwrite:
         raise FileExistsError(
-            f"{shown(path)} already exists; give another name or allow overwriting"
+            f"{shown(path)} already exists; give another name, or replace it with --overwrite "
+            "(overwrite=True)"
         )
     if not parent:
+        if os.path.lexists(path.parent):
+            raise NotADirectoryError(f"{shown(path.parent)} is not a folder; give another place")
         raise FileNotFoundError(f"folder {shown(path.parent)} does not exist; create it first")
 
 

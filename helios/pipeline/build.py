@@ -22,6 +22,7 @@ from helios.codec import check_codec, load_codec, save_codec
 from helios.conditioning import check_text_encoder, load_text_encoder, save_text_encoder
 from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, solver_from_json
 from helios.errors import CheckpointError, UnsafeCheckpointError
+from helios.files import shown
 from helios.geometry import FPS
 from helios.model import check_transformer, load_transformer, save_transformer
 from helios.pipeline.hub import PUBLISHED, HubId, HubModel, find_on_hub
@@ -330,10 +331,15 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     Raises:
         FileExistsError: if ``folder`` is in use.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        replaceable = overwrite and (folder / "model_index.json").is_file()
-        if not replaceable:
-            raise FileExistsError(f"{folder} exists; choose another folder or pass overwrite=True")
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "model_index.json").is_file():
+        raise FileExistsError(f"{shown(folder)} exists and is no model; choose another folder")
+    if not overwrite:
+        raise FileExistsError(
+            f"{shown(folder)} holds a model; choose another folder, or replace it with --overwrite "
+            "(overwrite=True)"
+        )
 
 
 def _write(pipeline: Pipeline, folder: Path, shard_bytes: int) -> None:

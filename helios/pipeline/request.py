@@ -224,7 +224,7 @@ def _nearest(name: str, known: set[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return f": did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 @dataclass(frozen=True, kw_only=True)
