@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -129,8 +128,7 @@ def test_a_process_that_was_told_nothing_ends_with_its_parent() -> None:
     async def scene() -> None:
         end = await WorkerEnd.start()
         end.writer.close()  # as when the front process is gone
-        began = time.monotonic()
-        assert await asyncio.wait_for(end.process.wait(), 30) == 0
-        assert time.monotonic() - began < 30
+        # It looks up when its libraries are loaded, which takes long on a busy machine.
+        assert await asyncio.wait_for(end.process.wait(), 240) == 0
 
     asyncio.run(scene())
