@@ -53,7 +53,8 @@ def test_every_error_has_its_code(error: BaseException, code: int) -> None:
 
 def test_messages_are_one_line_without_control_characters() -> None:
     assert explain(ValueError("a\nb\x1b[31m  c")) == "a b [31m c"
-    assert explain(PermissionError(13, "Permission denied", "f.mp4")) == "f.mp4: Permission denied"
+    refused = explain(PermissionError(13, "Permission denied", "f.mp4"))
+    assert refused == "f.mp4: Permission denied; change its permissions, or give another place"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
