@@ -51,9 +51,16 @@ def generate(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What guidance moves away from.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length in seconds of playback.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
-    size: Annotated[str | None, typer.Option(help="Width x height, such as 640x384.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length in seconds of playback; 132 frames if not given.")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Length in frames, instead of --seconds.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Width x height, such as 640x384; the model's own if not given."),
+    ] = None,
     steps: Annotated[
         str | None, typer.Option(help="Denoising steps: 50, or 2,2,2 with three scales.")
     ] = None,
@@ -63,11 +70,15 @@ def generate(
     motion: Annotated[
         float | None, typer.Option(help="0 to 1: how freely the video leaves its start.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same frames.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, the same frames; drawn if not given.")
+    ] = None,
     num_videos: Annotated[
         int | None, typer.Option(help="How many, with seeds SEED, SEED+1 …: out-1.mp4 …")
     ] = None,
-    fps: Annotated[int | None, typer.Option(help="Playback rate.")] = None,
+    fps: Annotated[
+        int | None, typer.Option(help="Frames a second of playback; 24 if not given.")
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(

@@ -21,7 +21,8 @@ def latents(
     clips: Annotated[
         Path | None,
         typer.Argument(
-            help='JSON Lines: {"video": PATH, "caption": TEXT, "start": 0}; scenes if not given.'
+            help="A folder of videos, each with its caption in a .txt of its name, or JSON Lines: "
+            '{"video": PATH, "caption": TEXT, "start": 0}; scenes if not given.'
         ),
     ] = None,
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes, without clips.")] = 1024,

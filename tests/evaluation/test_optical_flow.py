@@ -57,6 +57,9 @@ def test_amplitude_counts_in_pixels_of_the_reference_width() -> None:
 def test_opposite_motions_do_not_cancel() -> None:
     there_and_back = moving([(2.0, 0.0), (-2.0, 0.0)])
     assert pair_motion(there_and_back).mean().item() == pytest.approx(2 * 640 / 96, rel=0.1)
+    # Nor do those of one moment, in two halves of a picture: their mean flow is nothing.
+    at_once = torch.cat((moving([(2.0, 0.0)]), moving([(-2.0, 0.0)])), dim=-2)
+    assert pair_motion(at_once).mean().item() == pytest.approx(2 * 640 / 192, rel=0.2)
 
 
 def test_wide_pictures_are_measured_small_and_told_large() -> None:
