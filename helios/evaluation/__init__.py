@@ -1,4 +1,4 @@
-"""Scores: metrics of frames, and what a model makes of captions whose scenes are known."""
+"""What a model makes of captions, how it drifts, how fast it is, and how all that is shown."""
 
 from helios.evaluation.accuracy import Rate, assess, tables_markdown, tabulate, wilson_interval
 from helios.evaluation.caption_suite import PARTS, AccuracyConfig, Report, continuation, measure

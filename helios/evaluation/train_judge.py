@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # every step has the same shapes
     codec = None
     if options.codec is not None:
         from helios.codec import load_codec

@@ -160,7 +160,7 @@ def test_impossible_outputs_are_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     cases: list[tuple[Path, type[Exception], str]] = [
         (tmp_path / "missing" / "out.mp4", FileNotFoundError, "does not exist"),
-        (tmp_path / "file" / "out.mp4", FileNotFoundError, "does not exist"),
+        (tmp_path / "file" / "out.mp4", NotADirectoryError, "is not a folder"),
         (tmp_path / "folder.mp4", IsADirectoryError, "is a folder"),
         (tmp_path / "out.gif", ValueError, r"NAME\.mp4"),
         (tmp_path / "out", ValueError, r"NAME\.mp4"),
