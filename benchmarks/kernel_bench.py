@@ -1,13 +1,10 @@
-"""How `bench_kernels.py` measures: inputs that no cache holds, a clock for graphs, a line a form.
+"""How `bench_kernels.py` measures: inputs that no cache holds, a line a form.
 
 A case names a kernel, what it works on and what it must move or compute; `Bench` runs it.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 
 from helios import kernels
+from helios.evaluation.throughput.clock import KernelClock
 from helios.kernels import Scaled
 
 EPS = 1e-6
@@ -90,65 +88,13 @@ class Line:
     error: float | None = None
 
 
-REPLAY = 2.0
-"""Milliseconds of work recorded in one graph."""
-LOOPS = 3
-"""Turns of a plain loop, where there are no graphs."""
-
-
-class Clock:
-    """Times operations recorded in a CUDA graph, as the engine runs them.
-
-    Launched one by one, kernels of a few microseconds would wait for the host. On a CPU: a loop.
-    """
-
-    def __init__(self, device: torch.device, budget: float) -> None:
-        self.device, self.budget = device, budget
-
-    def __call__(self, calls: Sequence[Callable[[], Any]]) -> float:
-        """Median microseconds of one of ``calls``, which take turns."""
-        for call in calls:
-            call()
-        if self.device.type != "cuda":
-            return 1e6 * statistics.median(self._looped(call) for call in [*calls] * LOOPS)
-        rough = max(self._replayed(calls, 1, 3), 1e-3)
-        count = max(len(calls), min(200, math.ceil(REPLAY / rough)))
-        rounds = max(5, min(40, int(self.budget / (rough * count))))
-        return 1e3 * self._replayed(calls, count, rounds)
-
-    @staticmethod
-    def _looped(call: Callable[[], Any]) -> float:
-        """Seconds of one call on a CPU."""
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
-    def _replayed(self, calls: Sequence[Callable[[], Any]], count: int, rounds: int) -> float:
-        """Median milliseconds of a call, of which ``count`` are recorded, over several replays."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for index in range(count):
-                calls[index % len(calls)]()
-        graph.replay()
-        marks = []
-        for _ in range(rounds):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            marks.append((begin, end))
-        torch.cuda.synchronize()
-        times = sorted(begin.elapsed_time(end) for begin, end in marks)
-        return times[len(times) // 2] / count
-
-
 class Bench:
     """Everything that is measured, with the ceilings it is held against."""
 
     def __init__(self, shapes: Shapes, device: torch.device) -> None:
         self.shapes, self.device = shapes, device
         self.generator = torch.Generator(device).manual_seed(0)
-        self.clock = Clock(device, budget=60.0)
+        self.clock = KernelClock(device, budget=60.0)
         self.lines: list[Line] = []
         self.skipped: list[str] = []
         self.bandwidth = self._bandwidth()

@@ -23,7 +23,7 @@ def test_operations_are_counted_block_by_block(subject) -> None:
     lengths = made.lengths(made.noisy(1))
     assert lengths.noisy == token_count(9, 4, 4)
     assert lengths.text == made.text.shape[1]
-    library = measure_library(made.transformer, lengths, 1)
+    library = measure_library(made.transformer, lengths)
     everyone, width = lengths.noisy + lengths.history, config.width
     products = (8 * width**2 + 4 * width * config.ffn_dim) * everyone
     products += 4 * width**2 * lengths.noisy
@@ -47,7 +47,7 @@ def test_what_is_quantised_counts_as_such(subject) -> None:
         (Fp8Config(attention_from=21), "products"),
     ):
         with torch.no_grad(), quantised(made.transformer, config) as narrow:
-            found = measure_library(narrow, lengths, 1)
+            found = measure_library(narrow, lengths)
         blocks, width = narrow.config.num_layers, narrow.config.width
         # What text attention writes stays as it is.
         expected = found.product_flops - blocks * 2 * width**2 * 12

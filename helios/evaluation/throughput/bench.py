@@ -141,7 +141,7 @@ class _Run:
         repeat, device = self.config.forwards, self.subject.device
         forwards = [timed(partial(arm.velocity, x, t), device, repeat) for x, t in self.inputs]
         latents = self.subject.latents
-        calls = [arm.library(self.subject.lengths(x), repeat) for x, _ in self.inputs]
+        calls = [arm.library(self.subject.lengths(x)) for x, _ in self.inputs]
         decoding = timed(lambda: arm.decode(latents), device, repeat)
         return {
             "kind": arm.kind,

@@ -71,7 +71,7 @@ class Arm(ABC):
     def modules(self) -> Sequence[torch.nn.Module]:
         """Everything it keeps on the device, to count bytes."""
 
-    def library(self, lengths: Lengths, repeat: int) -> Library | None:
+    def library(self, lengths: Lengths) -> Library | None:
         """The library calls of one forward pass alone; none where nobody knows them."""
         return None
 
@@ -143,11 +143,11 @@ class PipelineArm(Arm):
         """By the pipeline's decoder, as bytes."""
         return self.pipeline.codec.decode_uint8(latents)
 
-    def library(self, lengths: Lengths, repeat: int) -> Library | None:
+    def library(self, lengths: Lengths) -> Library | None:
         """Those of the exact algorithm; an approximation leaves some of them out."""
         if self.kind == "approximate":
             return None
-        return measure_library(self.pipeline.transformer, lengths, repeat)
+        return measure_library(self.pipeline.transformer, lengths)
 
     def modules(self) -> Sequence[torch.nn.Module]:
         """Transformer and autoencoder."""

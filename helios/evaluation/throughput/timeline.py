@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helios.evaluation.throughput.clock import per_second, timed
+from helios.evaluation.throughput.clock import KernelClock, per_second, timed
 from helios.evaluation.throughput.subject import Lengths
 from helios.kernels import (
     Scaled,
@@ -34,6 +34,8 @@ from helios.model import HeliosTransformer
 __all__ = ["Ceiling", "Library", "measure_ceiling", "measure_library", "timeline"]
 
 _STAGES = ("1/4", "1/2", "full")
+_BUDGET = 100.0
+"""Milliseconds for each library call."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +108,23 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, repeat: int = 5) -
 
 
 @torch.no_grad()
-def measure_library(model: HeliosTransformer, lengths: Lengths, repeat: int) -> Library:
+def measure_library(model: HeliosTransformer, lengths: Lengths) -> Library:
     """The products and attentions of a forward pass by themselves, summed over the blocks.
 
     Args:
         model: as it runs; in e4m3 what is quantised.
         lengths: of the pass.
-        repeat: how often each call is timed.
     """
     # The last block's history is looked at but goes no further, on CUDA.
     short = model.device.type == "cuda"
     blocks = [(model.config.num_layers - 1, False), (1, short)]
     seconds: dict[bool, float] = {True: 0.0, False: 0.0}
     flops, narrow = dict(seconds), dict(seconds)
-    moved = 0.0
+    moved, clock = 0.0, KernelClock(model.device, _BUDGET)
     for count, last in blocks:
         moved += count * _moved(model, lengths, last)
         for call in _calls(model, lengths, last):
-            seconds[call.product] += count * timed(call.run, model.device, repeat).median
+            seconds[call.product] += count * 1e-6 * clock([call.run])
             flops[call.product] += count * call.flops
             narrow[call.product] += count * call.flops if call.e4m3 else 0.0
     return Library(
