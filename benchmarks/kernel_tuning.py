@@ -64,7 +64,7 @@ def tune(bench: Bench) -> str:
                 for warps in (4, 8, 16):
                     for module in modules:
                         module.tokens_for = lambda _, n=tokens: n
-                        module.warps_for = lambda _, n=warps: n
+                        module.warps_for = lambda _, n=warps, **__: n
                     cells.append(f"{tokens},{warps}: {bench.clock(calls):.1f}")
             rows.append(f"| {name} | {length} | {'; '.join(cells)} |")
         for module, (tokens_for, warps_for) in zip(modules, before):

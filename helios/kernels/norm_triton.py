@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from helios.kernels.e4m3 import E4M3
-from helios.kernels.stream_triton import LAYER, RMS, launch, tokens_for
+from helios.kernels.stream_triton import LAYER, RMS, launch, tokens_for, warps_for
 
 __all__ = [
     "gated_add",
@@ -36,7 +36,6 @@ __all__ = [
     "rms_norm",
     "text_add_modulated_norm",
     "text_add_modulated_norm_e4m3",
-    "warps_for",
 ]
 
 GAINS, MODULATION = 1, 2
@@ -125,11 +124,6 @@ def norm_kernel(
                 normal = tl.minimum(tl.maximum(normal * (448.0 / largest), -448.0), 448.0)
             place = out_row * width + column
             tl.store(out_ptr + place, normal.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def warps_for(block: int) -> int:
-    """Warps of a program over ``block`` columns: some 32 of them for every thread."""
-    return max(1, min(16, block // 1024))
 
 
 def _launch(

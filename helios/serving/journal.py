@@ -115,21 +115,31 @@ class Journal:
         """All identifiers."""
         return set(self._records)
 
-    async def put(self, record: Record) -> None:
-        """Make ``record`` durable as it is now; it is on the disk when this returns.
+    async def put(self, record: Record, **changes: Any) -> None:
+        """Make ``record`` with ``changes`` durable; it has them once they are on the disk.
+
+        Nobody is told of them before, so what was seen once is still so after a crash.
 
         Raises:
-            OSError: if it cannot be written; the record in memory is then what it was given.
+            OSError: if it cannot be written; a new record is forgotten.
         """
+        new = record.id not in self._records
+        # Known from here on, so that it can be removed meanwhile.
         self._records[record.id] = record
         row = (
             record.id,
             record.kind,
             record.owner,
             record.created,
-            json.dumps(record.document, ensure_ascii=True),
+            json.dumps(record.document | changes, ensure_ascii=True),
         )
-        await self._do("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)", row)
+        try:
+            await self._do("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)", row)
+        except OSError:
+            if new:
+                self._records.pop(record.id, None)
+            raise
+        record.document |= changes
 
     async def remove(self, name: str) -> None:
         """Forget a record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,45 @@ def test_a_journal_torn_anywhere_keeps_what_was_written_before(tmp_path: Path, l
     found = opened(path)
     assert found == names[: len(found)]
     assert len(found) >= 20 - 1 - lost // 4096
+
+
+def test_nobody_is_told_of_a_change_before_it_is_on_the_disk(tmp_path: Path) -> None:
+    """A video that was complete once is complete after a crash too."""
+    gate = threading.Event()
+
+    async def change() -> None:
+        journal = Journal(tmp_path / "journal.sqlite")
+        record = Record("video_1", "video", "a", document={"status": "in_progress"})
+        await journal.put(record)
+        journal._thread.submit(gate.wait)
+        putting = asyncio.create_task(journal.put(record, status="completed"))
+        await asyncio.sleep(0.05)
+        assert record.document["status"] == "in_progress"
+        gate.set()
+        await putting
+        assert record.document["status"] == "completed"
+        journal.close()
+        again = Journal(tmp_path / "journal.sqlite").get("video_1")
+        assert again is not None
+        assert again.document == record.document
+
+    asyncio.run(change())
+
+
+def test_a_record_that_cannot_be_written_is_as_before_or_was_never_there(tmp_path: Path) -> None:
+    async def change() -> None:
+        journal = Journal(tmp_path / "journal.sqlite")
+        record = Record("video_1", "video", "a", document={"status": "queued"})
+        await journal.put(record)
+        journal._thread.submit(lambda: journal._file.execute("PRAGMA query_only = ON")).result()
+        for one in (record, Record("video_2", "video", "a")):
+            with pytest.raises(OSError, match="journal cannot be written"):
+                await journal.put(one, status="completed")
+        assert journal.names() == {"video_1"}
+        assert record.document == {"status": "queued"}
+        journal.close()
+
+    asyncio.run(change())
 
 
 def test_a_damaged_record_costs_itself_only(

@@ -164,14 +164,14 @@ class Making:
         await asyncio.to_thread(self._publish, job.recording, folder, sources)
         if job.ending is not None:
             raise ApiError(409, job.ending, "ended meanwhile")
-        document |= {
-            "status": "completed",
-            "progress": 100,
-            "completed": time.time(),
-            "state_chunk": border,
-            "frames": document["num_frames"],
-        }
-        await self._service.journal.put(job.record)
+        await self._service.journal.put(
+            job.record,
+            status="completed",
+            progress=100,
+            completed=time.time(),
+            state_chunk=border,
+            frames=document["num_frames"],
+        )
         self._done(job, "completed", "")
         await asyncio.to_thread(_clear, job.recording)
 
@@ -186,15 +186,17 @@ class Making:
 
     async def _fail(self, job: Job, code: str) -> None:
         """Nothing of a failed job stays but its record."""
-        document = job.record.document
-        document |= {"status": "failed", "error": job_error(code), "completed": time.time()}
-        folder = self._service.store.folder(job.record.id)
+        record = job.record
+        over = {"status": "failed", "error": job_error(code), "completed": time.time()}
+        folder = self._service.store.folder(record.id)
         await asyncio.to_thread(_empty, folder)
-        if self._service.journal.get(job.record.id) is not None:
+        if self._service.journal.get(record.id) is not None:
             try:
-                await self._service.journal.put(job.record)
+                await self._service.journal.put(record, **over)
             except OSError as error:
-                log("job_record_not_written", job=job.record.id, detail=str(error))
+                log("job_record_not_written", job=record.id, detail=str(error))
+        # Whoever waits for it must not wait on because a disk is full.
+        record.document |= over
         if code == "non_finite_output":
             self._service.metrics.nonfinite.inc()
         self._done(job, "failed", code)

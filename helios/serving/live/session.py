@@ -241,10 +241,11 @@ class Session:
 
     async def note(self) -> None:
         """Bring the record up to date."""
-        document = self.record_.document
-        document["settings"] = self.settings
-        document["chunks"] = len(self.recording)
-        document["frames"] = self.recording.frames
-        document["updated"] = time.time()
-        document["over"] = self.over
-        await self._service.journal.put(self.record_)
+        await self._service.journal.put(
+            self.record_,
+            settings=self.settings,
+            chunks=len(self.recording),
+            frames=self.recording.frames,
+            updated=time.time(),
+            over=self.over,
+        )
