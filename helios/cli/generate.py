@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from helios.cli.errors import CommandError, exit_code, explain
-from helios.errors import InputError
+from helios.errors import CheckpointError, InputError
 from helios.files import shown
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Run:
         for file, _ in loras:
             check_lora(file, self.model.folder)
         if preview is not None and not (preview / "config.json").is_file():
-            raise InputError(
+            raise CheckpointError(
                 f"--preview {shown(preview)}: no preview decoder is there; train one with: "
                 "helios train preview-decoder"
             )
@@ -350,8 +350,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
     try:
         scale = float(number) if colon else 1.0
     except ValueError:
-        # A colon of the path itself.
-        file, scale = text, 1.0
+        # A colon of the path itself, unless what stands before it is the file.
+        scale = math.nan if Path(file).is_file() else 1.0
+        file = text
     if not colon or Path(text).exists():
         file, scale = text, 1.0
     if not file or not math.isfinite(scale):

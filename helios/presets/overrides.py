@@ -96,7 +96,7 @@ def _unknown(config: Any, path: str) -> str:
     if not near:
         names = {item.rpartition(".")[2]: item for item in known}
         near = [names[n] for n in difflib.get_close_matches(last, names, n=_SHOWN)]
-    hint = f"; near it: {', '.join(near[:_SHOWN])}" if near else ""
+    hint = f"; near it: {', '.join(near[:_SHOWN])}" if near else "; --show prints all of them"
     return f"there is no setting {path!r}{hint}"
 
 

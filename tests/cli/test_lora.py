@@ -93,6 +93,8 @@ def test_file_and_scale(tmp_path: Path) -> None:
     odd = tmp_path / "a:2"
     odd.write_bytes(b"")
     assert parse_lora(str(odd)) == (odd, 1.0)
-    for text in ("", ":0.5", "a.safetensors:nan"):
+    there = tmp_path / "b.safetensors"
+    there.write_bytes(b"")
+    for text in ("", ":0.5", "a.safetensors:nan", f"{there}:loud"):
         with pytest.raises(ValueError, match="--lora"):
             parse_lora(text)

@@ -41,6 +41,6 @@ def test_a_folder_without_one_is_refused_before_any_work(
     tiny_random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["generate", "a red ball", "--model", str(tiny_random), "-o", str(tmp_path / "v.mp4")]
-    assert run([*asked, "--preview", str(tmp_path / "none")]) == 3
+    assert run([*asked, "--preview", str(tmp_path / "none")]) == 4
     assert "no preview decoder is there; train one" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
