@@ -58,6 +58,8 @@ def parse() -> argparse.Namespace:
 
 
 TRIALS = (0, 3, 10)
+GROUPS = (3, 1)
+"""Latent frames at a time."""
 
 
 @contextmanager
@@ -136,6 +138,9 @@ def forms(options: argparse.Namespace) -> list[dict[str, Any]]:
             measure("fast bf16, kernels", fast, trials)
             measure("fast bf16, kernels, to bytes", fast.levels, trials)
             measure("first frame alone, to bytes", partial(_first, fast), trials)
+            for group in GROUPS:
+                parts = FastDecoder(network, ops, group=group).levels
+                measure(f"fast bf16, to bytes, {group} at a time", parts, trials)
     shape = PreviewConfig(frames=config.temporal_ratio, pixels=config.spatial_ratio)
     preview = PreviewCodec(codec, PreviewDecoder(shape))
     measure("preview decoder, to bytes", preview.decode_uint8, 0)
@@ -240,12 +245,13 @@ def marked_convolutions(marked: Marked) -> Iterator[None]:
         call = partial(before[decode._Convolution], self, rows, biased=biased)
         return marked(name, call, flops, float(rows.nbytes))
 
-    def double(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def double(self: Any, x: torch.Tensor, *told: Any) -> torch.Tensor:
         outs, ins = self.weight.shape[:2]
         frames = x.shape[1] if self.time is None else 2 * x.shape[1] - 1
         flops = 8.0 * ins * outs * frames * (x.shape[2] + 1) * (x.shape[3] + 1)
         name = f"doubling {ins}-{outs} {'x'.join(map(str, x.shape[1:4]))}, time within"
-        return marked(name, partial(before[decode._Doubling], self, x), flops, float(x.nbytes))
+        call = partial(before[decode._Doubling], self, x, *told)
+        return marked(name, call, flops, float(x.nbytes))
 
     def look(self: Any, x: torch.Tensor) -> torch.Tensor:
         batch, channels, frames, height, width = x.shape

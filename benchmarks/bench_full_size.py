@@ -14,7 +14,9 @@ far from float32 as diffusers is, in every stage; both the same in float32.
 
 Needs 30 GB of disk, about 90 GB on the device, and diffusers for the last part. ``--cold`` drops
 the files from the page cache before they are loaded. ``--small`` is the same with a small network,
-in half a minute on a CPU.
+in half a minute on a CPU. What a card of 24 GB would do with the checkpoint once it is there:
+
+    python benchmarks/bench_full_size.py FOLDER --phase run --dtype fp8 --low-memory --memory 24
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from helios.model import (
     empty_transformer,
     save_transformer,
 )
-from helios.pipeline import find_machine, forecast, inspect_model, pick_device
+from helios.pipeline import find_machine, forecast, inspect_model, pick_device, pick_dtype
 from helios.storage import SHARD_BYTES, write_json
 
 PHASES = ("write", "run", "compare")
@@ -201,16 +203,28 @@ def random_text(size: Size) -> Tensor:
     return torch.randn(size.text_rows, size.transformer.text_dim, generator=generator)
 
 
-def run(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
+def run(
+    folder: Path,
+    size: Size,
+    device: torch.device,
+    dtype: str = "bfloat16",
+    *,
+    low_memory: bool = False,
+) -> dict[str, Any]:
     """Load in this fresh process and make the same video twice."""
     shards = [path.stat().st_size for path in (folder / "transformer").glob("*.safetensors")]
     model = inspect_model(folder)
     predicted = forecast(
-        model, find_machine(device), torch.bfloat16, height=size.height, width=size.width
+        model,
+        find_machine(device),
+        pick_dtype(dtype, device, fp8=True),
+        height=size.height,
+        width=size.width,
+        low_memory=low_memory,
     )
     with HostPeak() as host:
         began = time.perf_counter()
-        pipe = helios.load(folder, device=device, dtype="bfloat16")
+        pipe = helios.load(folder, device=device, dtype=dtype, low_memory=low_memory)
         synchronize(device)
         seconds = time.perf_counter() - began
     result: dict[str, Any] = {
@@ -251,6 +265,12 @@ def run(folder: Path, size: Size, device: torch.device) -> dict[str, Any]:
         "largest_latent": videos[0].abs().max().item(),
         "repeats": torch.equal(videos[0], videos[1]),
     }
+    say(
+        f"device {result['device_after_load'] / GB:.2f} GB loaded, "
+        f"{result['device_peak_load'] / GB:.2f} at most while loading, "
+        f"{result['device_peak_generate'] / GB:.2f} while generating, "
+        f"{result['device_reserved'] / GB:.2f} reserved; plan {predicted.device / GB:.2f}"
+    )
     return result
 
 
@@ -327,6 +347,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="load from disk, not from its cache")
     parser.add_argument("--small", action="store_true", help="a small network instead")
     parser.add_argument("--phase", choices=PHASES, default=None, help="only this one, here")
+    parser.add_argument("--dtype", default="bfloat16", help="phase run: bfloat16 or fp8")
+    parser.add_argument("--low-memory", action="store_true", help="phase run: see helios.load")
+    parser.add_argument("--memory", type=float, default=None, help="GB of the device, no more")
     return parser.parse_args()
 
 
@@ -334,8 +357,11 @@ def one_phase(options: argparse.Namespace) -> dict[str, Any]:
     size, device = SMALL if options.small else FULL, pick_device(options.device)
     if options.phase == "write":
         return write(options.folder, size, device)
+    if options.memory is not None and device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(options.memory * GB / whole, device)
     if options.phase == "run":
-        return run(options.folder, size, device)
+        return run(options.folder, size, device, options.dtype, low_memory=options.low_memory)
     stages = compare(options.folder, random_text(size), size.height, size.width, device)
     return {"stages": stages, "device_peak": peak(device)}
 

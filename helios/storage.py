@@ -45,6 +45,7 @@ __all__ = [
     "manifest_of",
     "open_file",
     "open_weights",
+    "place",
     "read_json",
     "read_metadata",
     "read_tensors",
@@ -439,19 +440,29 @@ def fill(
         CheckpointError: if a tensor is missing, unexpected, or of a wrong shape or dtype; nothing
             is changed.
     """
-    own_name = {name: (rename or {}).get(name, name) for name in weights.entries}
     check_entries(module, weights, what, rename=rename)
-    values: dict[str, Tensor] = {}
+    placed = place(weights, device=device, dtype=dtype, rename=rename, convert=convert)
+    module.load_state_dict(dict(placed), strict=True, assign=True)
+
+
+def place(
+    weights: Weights,
+    *,
+    device: torch.device | str,
+    dtype: Callable[[str], torch.dtype],
+    rename: Mapping[str, str] | None = None,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Stored tensors by the module's own names, each read when it is asked for; see `fill`."""
     for stored, tensor in weights.read():
-        name = own_name[stored]
+        name = (rename or {}).get(stored, stored)
         value = tensor if convert is None else convert(name, tensor)
         value = value.to(device, dtype(name))
         # In a mapped file tensors start at any multiple of 8 bytes, where matrix products are
         # slower and round differently: weights would give other frames when loaded than trained.
         if value.device.type == "cpu" and value.data_ptr() % _ALIGNMENT:
             value = value.clone()
-        values[name] = value
-    module.load_state_dict(values, strict=True, assign=True)
+        yield name, value
 
 
 def check_entries(

@@ -251,7 +251,7 @@ def _scenes(
         "suite": "scenes",
         "settings": asdict(config) | {"parts": list(config.parts)},
         "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "dtype": pipe.precision,
     }
     write_json(report / "report.json", values | result.to_json())
     (report / "report.md").write_text(text, "utf-8")

@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from helios.cli.chosen import (
+    ChosenModel,
+    Device,
+    Dtype,
+    EngineSet,
+    LowMemory,
+    parse_engine,
+)
 from helios.cli.errors import CommandError, exit_code, explain
 from helios.errors import CheckpointError, InputError
 from helios.files import shown
@@ -27,7 +35,7 @@ from helios.files import shown
 if TYPE_CHECKING:
     from types import FrameType
 
-    from helios.pipeline import ModelFolder, Pipeline, Request, Resolved
+    from helios.pipeline import Request, Resolved
 
 __all__ = ["generate", "parse_script"]
 
@@ -89,8 +97,10 @@ def generate(
         Path | None,
         typer.Option(help="Decode roughly and fast: the folder of a preview decoder."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
+    engine: EngineSet = None,
     script: Annotated[
         Path | None,
         typer.Option(help="File of lines seconds<TAB>prompt: the prompt that holds from then on."),
@@ -129,15 +139,20 @@ def generate(
     if sum(source is not None for source in (prompt, script, batch)) > 1:
         raise ValueError("give only one of a prompt, --script and --batch")
     loras = [parse_lora(text) for text in lora or []]
-    run = Run(
+    if preview is not None and not (preview / "config.json").is_file():
+        raise CheckpointError(
+            f"--preview {shown(preview)}: no preview decoder is there; train one with: "
+            "helios train preview-decoder"
+        )
+    chosen = ChosenModel(
         model,
         device,
         dtype,
-        loras,
-        preview=preview,
-        overwrite=overwrite,
-        json_output=json_output,
+        loras=loras,
+        low_memory=low_memory,
+        engine=parse_engine(engine or [], preview),
     )
+    run = Run(chosen, overwrite=overwrite, json_output=json_output)
     if batch is not None:
         run.batch(batch, values, output)
         return
@@ -164,46 +179,16 @@ class Job:
 class Run:
     """A model and how results are written; the weights are loaded with the first video."""
 
-    def __init__(
-        self,
-        model: str,
-        device: str,
-        dtype: str,
-        loras: Sequence[tuple[Path, float]] = (),
-        *,
-        preview: Path | None = None,
-        overwrite: bool,
-        json_output: bool,
-    ) -> None:
-        from helios.pipeline import (
-            check_lora,
-            find_machine,
-            inspect_model,
-            pick_device,
-            pick_dtype,
-        )
-
-        self.device = pick_device(device)
-        self.machine = find_machine(self.device)
-        self.dtype = pick_dtype(dtype, self.device)
-        self.model: ModelFolder = inspect_model(model)
-        self.loras = loras
-        for file, _ in loras:
-            check_lora(file, self.model.folder)
-        if preview is not None and not (preview / "config.json").is_file():
-            raise CheckpointError(
-                f"--preview {shown(preview)}: no preview decoder is there; train one with: "
-                "helios train preview-decoder"
-            )
-        self.preview = preview
+    def __init__(self, chosen: ChosenModel, *, overwrite: bool, json_output: bool) -> None:
+        self.chosen = chosen
+        self.model = chosen.folder
         self.overwrite = overwrite
         self.json_output = json_output
-        self._pipeline: Pipeline | None = None
 
     def plan(self, values: Mapping[str, Any], output: Path) -> list[Job]:
         """The jobs of one request: one per seed. Nothing is loaded or written."""
         from helios.media import check_output
-        from helios.pipeline import Request, check_chunk_fits
+        from helios.pipeline import Request
 
         request = Request.make(**values)
         resolved = self.model.defaults.resolve(request, self.model.schedule)
@@ -212,8 +197,7 @@ class Run:
                 f"model {self.model.name!r} has no text encoder, so it cannot read a prompt; "
                 "use it from Python with prompt_embeds"
             )
-        size = resolved.height, resolved.width
-        check_chunk_fits(self.model, self.machine, self.dtype, *size)
+        self.chosen.check_size(resolved.height, resolved.width)
         outputs = _numbered(output, request.num_videos)
         for path in outputs:
             check_output(path, self.overwrite)
@@ -241,10 +225,10 @@ class Run:
         from helios.geometry import CHUNK_FRAMES
         from helios.media import VideoWriter
 
-        pipeline = self._load()
+        pipeline = self.chosen.load()
         resolved = job.resolved
         settings = pipeline.settings(job.request) | dict(job.sources)
-        progress = Progress(resolved.chunks or 0, resolved.fps, self.device)
+        progress = Progress(resolved.chunks or 0, resolved.fps, self.chosen.device)
         print(_headline(settings), file=sys.stderr, flush=True)
         writer = VideoWriter(
             job.output,
@@ -310,19 +294,6 @@ class Run:
             # One bad request must not cost the others; what failed is said in its own line.
             code = exit_code(error)
             yield {"status": "failed", "error": {"code": code, "message": explain(error)}}
-
-    def _load(self) -> Pipeline:
-        if self._pipeline is None:
-            from helios.pipeline import EngineConfig, load_inspected
-
-            pipeline = load_inspected(self.model, self.device, self.dtype)
-            if self.preview is not None:
-                pipeline.accelerate(EngineConfig(preview=self.preview))
-            for number, (file, scale) in enumerate(self.loras, 1):
-                name = file.stem if file.stem not in pipeline.loras else f"{file.stem}-{number}"
-                pipeline.load_lora(file, name, scale)
-            self._pipeline = pipeline
-        return self._pipeline
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -14,6 +14,14 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from helios.cli.chosen import (
+    ChosenModel,
+    Device,
+    Dtype,
+    EngineSet,
+    LowMemory,
+    parse_engine,
+)
 from helios.cli.errors import CommandError
 from helios.cli.generate import parse_lora, parse_setting, parse_size, parse_steps
 from helios.errors import InputError
@@ -56,8 +64,10 @@ def live(
     save: Annotated[
         Path | None, typer.Option(help="Write the session there at the end, to go on later.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
+    engine: EngineSet = None,
 ) -> None:
     """Stream a video as fragmented MP4; type a line to change what it shows."""
     values: dict[str, Any] = {
@@ -79,7 +89,15 @@ def live(
             "the stream is not for a terminal; give --player auto, or pipe it: … | mpv -"
         )
     command = None if player is None else _player(player)
-    session = _session(model, device, dtype, [parse_lora(text) for text in lora or []], values)
+    chosen = ChosenModel(
+        model,
+        device,
+        dtype,
+        loras=[parse_lora(text) for text in lora or []],
+        low_memory=low_memory,
+        engine=parse_engine(engine or []),
+    )
+    session = _session(chosen, values)
     try:
         with _output(command) as sink:
             _stream(session, sink, transition)
@@ -93,33 +111,15 @@ def live(
             _say(f"saved {save}; go on with pipe.resume({str(save)!r})")
 
 
-def _session(
-    model: str, device: str, dtype: str, loras: list[tuple[Path, float]], values: dict[str, Any]
-) -> Session:
+def _session(chosen: ChosenModel, values: dict[str, Any]) -> Session:
     """A session of a model that is loaded once the request is known to be possible."""
-    from helios.pipeline import (
-        Request,
-        check_chunk_fits,
-        check_lora,
-        find_machine,
-        inspect_model,
-        load_inspected,
-        pick_device,
-    )
-    from helios.pipeline import pick_dtype as pick
+    from helios.pipeline import Request
 
-    place = pick_device(device)
-    folder = inspect_model(model)
     request = Request.make(**values)
+    folder = chosen.folder
     resolved = folder.defaults.resolve(request, folder.schedule, endless=True)
-    kind, size = pick(dtype, place), (resolved.height, resolved.width)
-    check_chunk_fits(folder, find_machine(place), kind, *size)
-    for file, _ in loras:
-        check_lora(file, folder.folder)
-    pipeline = load_inspected(folder, place, kind)
-    for number, (file, scale) in enumerate(loras, 1):
-        pipeline.load_lora(file, f"{file.stem}-{number}", scale)
-    return pipeline.session(request, keep=0)
+    chosen.check_size(resolved.height, resolved.width)
+    return chosen.load().session(request, keep=0)
 
 
 def _stream(session: Session, sink: IO[bytes], transition: int) -> None:

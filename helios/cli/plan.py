@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from helios.cli.chosen import Dtype, LowMemory
+
 if TYPE_CHECKING:
     from helios.pipeline import Forecast
 
@@ -20,7 +22,8 @@ def plan(
         str, typer.Option(help="auto, cpu, cuda, cuda:N, or a device you may not have: h100 …")
     ] = "auto",
     size: Annotated[str | None, typer.Option(help="Width x height, such as 640x384.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON, sizes in bytes.")
     ] = False,
@@ -45,8 +48,15 @@ def plan(
         machine = find_machine(place)
     else:
         place = torch.device("cuda")
-    precision = pick_dtype(dtype, place)
-    found = forecast(inspect_model(model), machine, precision, height=height, width=width)
+    precision = pick_dtype(dtype, place, fp8=True)
+    found = forecast(
+        inspect_model(model),
+        machine,
+        precision,
+        height=height,
+        width=width,
+        low_memory=low_memory,
+    )
     typer.echo(json.dumps(found.to_json()) if json_output else _table(found))
     problems = found.problems()
     if "memory" in problems:
@@ -57,7 +67,10 @@ def plan(
 
 def _table(found: Forecast) -> str:
     machine = found.machine
-    rows = [(f"weights, {part}", _size(count), "") for part, count in found.weights.items()]
+    rows = [
+        (f"weights, {part}", _size(count), "in host memory" if part in found.away else "")
+        for part, count in found.weights.items()
+    ]
     rows += [
         ("activations", _size(found.activations), ""),
         (f"memory on {machine.name}", _size(found.device), _free(machine.memory)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from helios.cli.chosen import Device, Dtype, EngineSet, LowMemory, parse_engine
 from helios.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ Data = Annotated[
 Loras = Annotated[
     list[str] | None, typer.Option("--lora", help="Adapter NAME=FILE to offer (repeatable).")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 LimitsSet = Annotated[
     list[str] | None,
     typer.Option(
@@ -43,6 +42,8 @@ def serve(
     workers: Annotated[int, typer.Option(help="Processes per model; each takes the next GPU.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
+    engine: EngineSet = None,
     lora: Loras = None,
     data: Data = None,
     api_key_file: Annotated[
@@ -68,6 +69,7 @@ def serve(
 ) -> None:
     """Serve videos: OpenAI's video API, live streams, and the studio page."""
     values = _common(model, device, dtype, lora, data)
+    values |= {"low_memory": low_memory, "engine": parse_engine(engine or [])}
     config = _config(
         **values,
         host=host,
@@ -106,12 +108,15 @@ def studio(
     model: Models = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
+    engine: EngineSet = None,
     lora: Loras = None,
     data: Data = None,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """Open the studio: watch a video being made, and steer it while it plays."""
     values = _common(model, device, dtype, lora, data)
+    values |= {"low_memory": low_memory, "engine": parse_engine(engine or [])}
     config = _config(**values, port=port, limits=_limits(["lifetime=0", "idle=86400"]))
     _run(config, open_browser=browser)
 

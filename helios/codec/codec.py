@@ -45,11 +45,14 @@ class Codec:
     Attributes:
         trials: of cuDNN's algorithms for every convolution, when the fast decoder first decodes a
             whole chunk of some size; 0: cuDNN's first guess is taken.
+        group: latent frames that the fast decoder decodes at a time, 0 for all at once: fewer need
+            less memory. The plain decoder, as on a CPU, always takes all.
 
     Source: specification "model and sampling", section 8.1.
     """
 
     trials: int = 0
+    group: int = 0
 
     def __init__(self, network: WanAutoencoder, config: AutoencoderConfig | None = None) -> None:
         self.network = network.eval()
@@ -188,9 +191,10 @@ class Codec:
         if ops is None:
             return None
         weights = (*self.network.decoder.parameters(), *self.network.post_quant_conv.parameters())
-        state = self.trials, tuple((weight.data_ptr(), weight._version) for weight in weights)
+        options = {"trials": self.trials, "group": self.group}
+        state = options, tuple((weight.data_ptr(), weight._version) for weight in weights)
         if self._fast is None or self._fast[0] != state:
-            self._fast = (state, FastDecoder(self.network, ops, trials=self.trials))
+            self._fast = (state, FastDecoder(self.network, ops, **options))
         return self._fast[1]
 
 

@@ -16,7 +16,7 @@ Source: specification "performance", design A.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -223,6 +223,28 @@ class _Block:
         )
 
 
+class _Past:
+    """What the convolutions of one decoding look back at: the last two frames of each one's input.
+
+    Args:
+        kept: whether frames are carried from group to group; with a single group none are.
+    """
+
+    def __init__(self, *, kept: bool) -> None:
+        self._kept = kept
+        self._frames: dict[tuple[int, int], Tensor] = {}
+        self.begun = False
+
+    def carried(self, place: tuple[int, int], rows: Tensor) -> Tensor:
+        """``rows [B, 2 + T, ...]`` with what stood before them in place of the first two frames."""
+        if self._kept:
+            before = self._frames.get(place)
+            if before is not None:
+                rows[:, :2] = before
+            self._frames[place] = rows[:, -2:].clone()
+        return rows
+
+
 @dataclass(frozen=True)
 class _Doubling:
     """Twice the size, and twice the frame rate if there is a convolution in time."""
@@ -237,22 +259,23 @@ class _Doubling:
         time = None if layer.time_conv is None else _Convolution.of(layer.time_conv)
         return cls(time, _channels_last(layer.doubling.phases()), _bias(layer.doubling))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, past: _Past, place: int) -> Tensor:
         """``[B, T, H, W, C]`` to phases ``[B, T', H + 1, W + 1, 4 C']``, without the bias."""
-        if self.time is not None and x.shape[1] > 1:
-            x = self._faster(self.time, x)
+        if self.time is not None and (past.begun or x.shape[1] > 1):
+            x = self._faster(self.time, x, past, place)
         images = x.flatten(0, 1).movedim(-1, 1)
         phases = F.conv2d(images, self.weight, padding=1).movedim(1, -1).contiguous()
         return phases.unflatten(0, x.shape[:2])
 
-    def _faster(self, time: _Convolution, x: Tensor) -> Tensor:
-        """Two frames for every frame but the first, which goes past the convolution."""
+    def _faster(self, time: _Convolution, x: Tensor, past: _Past, place: int) -> Tensor:
+        """Two frames for every frame but the very first, which goes past the convolution."""
         batch, frames, height, width, channels = x.shape
-        padded = F.pad(x[:, 1:], (0, 0, 0, 0, 0, 0, 2, 0))
+        alone = 0 if past.begun else 1
+        padded = past.carried((place, 0), F.pad(x[:, alone:], (0, 0, 0, 0, 0, 0, 2, 0)))
         pairs = time(padded, biased=True).unflatten(-1, (2, channels))
-        out = x.new_empty(batch, 2 * frames - 1, height, width, channels)
-        out[:, 0] = x[:, 0]
-        out[:, 1:].unflatten(1, (frames - 1, 2)).copy_(pairs.movedim(-2, 2))
+        out = x.new_empty(batch, 2 * frames - alone, height, width, channels)
+        out[:, :alone] = x[:, :alone]
+        out[:, alone:].unflatten(1, (frames - alone, 2)).copy_(pairs.movedim(-2, 2))
         return out
 
 
@@ -272,17 +295,23 @@ class FastDecoder:
         trials: of cuDNN's algorithms for every convolution, at the first chunk of a size. cuDNN
             remembers its choice for the thread and the shape, the first guess as well, so this
             counts for shapes that the thread has not decoded before.
+        group: latent frames decoded at a time, 0 for all at once. Fewer need less memory and give
+            the same frames, up to the rounding of convolutions of other sizes.
 
     Raises:
-        ValueError: for the residual form.
+        ValueError: for the residual form, or a negative group.
     """
 
-    def __init__(self, network: WanAutoencoder, ops: Ops | None = None, *, trials: int = 0) -> None:
+    def __init__(
+        self, network: WanAutoencoder, ops: Ops | None = None, *, trials: int = 0, group: int = 0
+    ) -> None:
         if network.config.is_residual:
             raise ValueError("the fast decoder knows the plain form only, not is_residual")
+        if group < 0:
+            raise ValueError(f"group must be a number of latent frames, or 0 for all, got {group}")
         decoder = network.decoder
         self.ops = ops or PlainOps()
-        self._trials = trials
+        self._trials, self._group = trials, group
         self._tuned: set[torch.Size] = set()
         self._enter = _Convolution.of(network.post_quant_conv)
         self._start = _Convolution.of(decoder.conv_in)
@@ -303,17 +332,23 @@ class FastDecoder:
         Returns:
             ``[B, T, H, W, out_channels]``, channels last, not clamped, in at least float32.
         """
-        return _wide(self._head_input(latents)) + _wide(self._end.bias)
+        return self._decoded(latents, lambda h: _wide(h) + _wide(self._end.bias))
 
     @torch.no_grad()
     def levels(self, latents: Tensor) -> Tensor:
         """The same as bytes, rounded to the nearest of 256 levels."""
-        return self.ops.levels(self._head_input(latents), self._end.bias)
+        return self._decoded(latents, lambda h: self.ops.levels(h, self._end.bias))
 
-    def _head_input(self, latents: Tensor) -> Tensor:
-        """What the last convolution gives, before its bias."""
+    def _decoded(self, latents: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ``finish`` makes of the last convolution's output, which has no bias yet."""
+        groups = latents.split(self._group or latents.shape[2], dim=2)
+        past = _Past(kept=len(groups) > 1)
+        made = []
         with self._tuning(latents):
-            return self._through(latents)[..., : self._channels]
+            for group in groups:
+                made.append(finish(self._through(group, past)[..., : self._channels]))
+                past.begun = True
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
 
     @contextmanager
     def _tuning(self, latents: Tensor) -> Iterator[None]:
@@ -336,18 +371,18 @@ class FastDecoder:
         ):
             yield
 
-    def _through(self, latents: Tensor) -> Tensor:
+    def _through(self, latents: Tensor, past: _Past) -> Tensor:
         """All convolutions and what stands between them."""
         z = latents.to(self._enter.weight.dtype).movedim(1, -1).contiguous()
         z = F.pad(self._enter(z, biased=True), (0, 0, 0, 0, 0, 0, 2, 0))
-        x = self._start(z, biased=True)
+        x = self._start(past.carried((-1, 0), z), biased=True)
         ready: Tensor | None = None
-        for part, after in pairwise((*self._parts, None)):
+        for place, (part, after) in enumerate(pairwise((*self._parts, None))):
             gamma = self._end_norm if after is None else _first_norm(after)
-            x, ready = self._step(part, x, ready, gamma)
+            x, ready = self._step(part, x, ready, gamma, past, place)
         if ready is None:
             raise ValueError("a decoder ends in a residual block or a doubling")
-        return self._end(ready)
+        return self._end(past.carried((len(self._parts), 0), ready))
 
     def _step(
         self,
@@ -355,17 +390,21 @@ class FastDecoder:
         x: Tensor,
         ready: Tensor | None,
         gamma: Tensor | None,
+        past: _Past,
+        place: int,
     ) -> tuple[Tensor, Tensor | None]:
         """One part: the picture after it, and that picture normalised for the next if it wants."""
         if isinstance(part, _Block):
             if ready is None:
                 ready = self.ops.norm(x, torch.zeros_like(part.first), part.first, 2)
-            hidden = self.ops.norm(part.conv1(ready), part.conv1.bias, part.second, 2)
+            hidden = part.conv1(past.carried((place, 0), ready))
+            hidden = self.ops.norm(hidden, part.conv1.bias, part.second, 2)
             del ready
             skip = x if part.shortcut is None else part.shortcut(x)
-            return self.ops.add_norm(part.conv2(hidden), part.bias, skip, gamma, 2)
+            wide = part.conv2(past.carried((place, 1), hidden))
+            return self.ops.add_norm(wide, part.bias, skip, gamma, 2)
         if isinstance(part, _Doubling):
-            return self.ops.double_norm(part(x), part.bias, gamma, 2)
+            return self.ops.double_norm(part(x, past, place), part.bias, gamma, 2)
         if part is None:
             return x, ready
         return part(x.movedim(-1, 1)).movedim(1, -1).contiguous(), None

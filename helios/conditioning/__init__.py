@@ -10,6 +10,7 @@ from helios.conditioning.text import (
     tiny_umt5,
     word_tokenizer,
 )
+from helios.conditioning.visits import let_visit
 from helios.conditioning.visual import START_NOISE, fit, image_start, video_start
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "clean_prompt",
     "fit",
     "image_start",
+    "let_visit",
     "load_text_encoder",
     "save_text_encoder",
     "tiny_umt5",

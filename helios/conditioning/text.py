@@ -132,7 +132,9 @@ class TextEncoder(nn.Module):
         length = ids.shape[1]
         attend = mask.bool()[:, None, None, :].expand(-1, 1, length, length)
         rows = self.encoder(input_ids=ids, attention_mask=attend).last_hidden_state
-        real = torch.arange(length, device=ids.device) < mask.sum(1, keepdim=True)
+        # The layers may have run on another device than the tokens are on.
+        mask = mask.to(rows.device)
+        real = torch.arange(length, device=rows.device) < mask.sum(1, keepdim=True)
         return rows.masked_fill(~real[..., None], 0.0)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from helios.model.quantised import (
     lay_out,
     quantise,
     quantised,
+    target_names,
 )
 from helios.model.recompute import recompute_blocks
 from helios.model.reuse import HistoryMemory, forward_noisy, forward_recorded
@@ -72,4 +73,5 @@ __all__ = [
     "reset_parameters",
     "save_adapter",
     "save_transformer",
+    "target_names",
 ]

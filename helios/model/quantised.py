@@ -34,6 +34,7 @@ __all__ = [
     "make_room",
     "quantise",
     "quantised",
+    "target_names",
     "tokens_in_e4m3",
 ]
 
@@ -93,20 +94,27 @@ def is_quantised(model: HeliosTransformer) -> bool:
     return any(isinstance(module, Fp8Linear) for module in model.modules())
 
 
-def targets(model: HeliosTransformer, config: Fp8Config) -> Iterator[tuple[nn.Module, str]]:
-    """The layers that ``config`` names: what holds each, and what it is called there.
+def target_names(model: HeliosTransformer, config: Fp8Config) -> Iterator[str]:
+    """The layers that ``config`` names, such as ``"blocks.0.feed_forward.expand"``.
 
     Raises:
         ValueError: if a block is named that the model does not have.
     """
     if any(number >= len(model.blocks) for number in config.kept_blocks):
         raise ValueError(f"kept_blocks {config.kept_blocks}: there are {len(model.blocks)} blocks")
-    for number, block in enumerate(model.blocks):
+    for number in range(len(model.blocks)):
         if number not in config.kept_blocks:
             for family in config.families:
                 for name in _LAYERS[family]:
                     if f"{family}.{name}" not in config.kept_layers:
-                        yield block.get_submodule(family), name
+                        yield f"blocks.{number}.{family}.{name}"
+
+
+def targets(model: HeliosTransformer, config: Fp8Config) -> Iterator[tuple[nn.Module, str]]:
+    """The same layers: what holds each, and what it is called there."""
+    for path in target_names(model, config):
+        owner, _, name = path.rpartition(".")
+        yield model.get_submodule(owner), name
 
 
 @torch.no_grad()

@@ -7,24 +7,32 @@ One table relates the two, both ways. Files hold published names only
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from helios.errors import CheckpointError
+from helios.kernels import quantise_rows
 from helios.model.config import TransformerConfig
 from helios.model.lora import adapters_of
-from helios.model.quantised import is_quantised, lay_out, make_room, tokens_in_e4m3
+from helios.model.quantised import (
+    Fp8Config,
+    is_quantised,
+    lay_out,
+    make_room,
+    target_names,
+    tokens_in_e4m3,
+)
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
     TensorEntry,
     Weights,
     check_entries,
-    fill,
     open_weights,
+    place,
     read_json,
     write_json,
     write_tensors,
@@ -118,7 +126,11 @@ def cast(model: HeliosTransformer, dtype: torch.dtype) -> HeliosTransformer:
 
 
 def load_transformer(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fp8: Fp8Config | None = None,
 ) -> HeliosTransformer:
     """Read a transformer from a folder in the published layout.
 
@@ -129,21 +141,27 @@ def load_transformer(
         folder: holds ``config.json`` and the weights, sharded or not.
         device: where the parameters are placed.
         dtype: of all parameters but :func:`fp32_names`.
+        fp8: what becomes e4m3 as soon as it is read, so that the model is never on the device in
+            full; of one that was saved quantised nothing more.
 
     Raises:
         CheckpointError: if the folder is incomplete, damaged, or does not fit its configuration.
     """
     model, weights, names = _matched(folder)
     special = _special_dtypes(model)
-    fill(
-        model,
+    check_entries(model, weights, str(folder), rename=names)
+    placed = place(
         weights,
-        str(folder),
         device=device,
         dtype=lambda name: special.get(name, dtype),
         rename=names,
         convert=gain_to_ours,
     )
+    if fp8 is not None and not is_quantised(model):
+        wanted = frozenset(target_names(model, fp8))
+        make_room(model, fp8.attention_from, wanted)
+        placed = _narrowed(placed, wanted)
+    model.load_state_dict(dict(placed), strict=True, assign=True)
     # On a CPU weights may lie in the mapped file, which costs no memory of its own.
     if model.device.type == "cuda":
         lay_out(model)
@@ -178,6 +196,20 @@ def _matched(folder: Path) -> tuple[HeliosTransformer, Weights, dict[str, str]]:
     if _LAST_TABLE not in stored and _OLD_LAST_TABLE in stored:
         names[_OLD_LAST_TABLE] = names[_LAST_TABLE]
     return model, weights, names
+
+
+def _narrowed(
+    tensors: Iterable[tuple[str, Tensor]], layers: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same with the weights of ``layers`` in e4m3, their scales beside them."""
+    for name, tensor in tensors:
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "weight" or layer not in layers:
+            yield name, tensor
+            continue
+        held = quantise_rows(tensor)
+        yield f"{layer}.values", held.values
+        yield f"{layer}.scale", held.scale
 
 
 def _special_dtypes(model: HeliosTransformer) -> dict[str, torch.dtype]:

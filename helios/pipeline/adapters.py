@@ -5,17 +5,26 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import torch
+
+from helios.kernels import E4M3
 from helios.model import (
     Adapters,
     HeliosTransformer,
     TransformerConfig,
     adapters_of,
     empty_transformer,
+    is_quantised,
     load_adapter,
 )
 from helios.storage import read_json
 
 __all__ = ["LoraLoading", "check_lora"]
+
+_NOT_IN_FP8 = (
+    "a model in fp8 takes no LoRA: merge it first with helios export MODEL FOLDER --lora FILE, "
+    "and use that folder"
+)
 
 
 class LoraLoading:
@@ -44,10 +53,12 @@ class LoraLoading:
             scale: how much it counts.
 
         Raises:
-            ValueError: if the name is taken or the scale not finite.
+            ValueError: if the name is taken, the scale not finite, or the model in fp8.
             CheckpointError: if the file does not fit, listing why; nothing is changed.
         """
         self._adapters.check_new(name, scale)
+        if is_quantised(self.transformer):
+            raise ValueError(_NOT_IN_FP8)
         adapter = load_adapter(Path(path), self.transformer)
         with self._weights:
             self._adapters.add(name, adapter, scale)
@@ -72,15 +83,19 @@ class LoraLoading:
         return adapters_of(self.transformer)
 
 
-def check_lora(path: str | Path, folder: Path) -> None:
+def check_lora(path: str | Path, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Check by names and shapes that ``load_lora`` would succeed, without loading the model.
 
     Args:
         path: as there.
         folder: of the model.
+        dtype: that it will be loaded in; none: it does not matter.
 
     Raises:
+        ValueError: as there.
         CheckpointError: as there.
     """
+    if dtype == E4M3:
+        raise ValueError(_NOT_IN_FP8)
     config = TransformerConfig.from_json(read_json(folder / "transformer" / "config.json"))
     load_adapter(Path(path), empty_transformer(config))

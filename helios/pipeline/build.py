@@ -19,15 +19,22 @@ import torch
 from torch import nn
 
 from helios.codec import check_codec, load_codec, save_codec
-from helios.conditioning import check_text_encoder, load_text_encoder, save_text_encoder
+from helios.conditioning import (
+    check_text_encoder,
+    let_visit,
+    load_text_encoder,
+    save_text_encoder,
+)
 from helios.diffusion import CFG, CFGZero, Flat, Pyramid, ScheduleConfig, solver_from_json
 from helios.errors import CheckpointError, UnsafeCheckpointError
 from helios.files import shown
 from helios.geometry import FPS
-from helios.model import check_transformer, load_transformer, save_transformer
+from helios.kernels import E4M3
+from helios.model import Fp8Config, check_transformer, load_transformer, save_transformer
+from helios.pipeline.engine import EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubId, HubModel, find_on_hub
 from helios.pipeline.pipeline import Pipeline
-from helios.pipeline.plan import check_fits
+from helios.pipeline.plan import LEAN_GROUP, arithmetic, check_fits
 from helios.pipeline.request import GenerationConfig
 from helios.storage import (
     MANIFEST_NAME,
@@ -94,6 +101,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     *,
     revision: str | None = None,
+    low_memory: bool = False,
 ) -> Pipeline:
     """A ready pipeline from a bundled model, the hub, or a folder in the published layout.
 
@@ -103,8 +111,10 @@ def load(
             is not here yet is downloaded.
         device: ``"auto"`` is CUDA if there is one, else the CPU.
         dtype: ``"auto"`` is bfloat16 on CUDA and on CPUs that multiply it in hardware, else
-            float32; or ``"float32"`` or ``"bfloat16"``.
+            float32; or ``"float32"``, ``"bfloat16"``, or ``"fp8"``: bfloat16 with the
+            transformer's matrix products in e4m3, which needs half the room.
         revision: a branch, tag or commit on the hub.
+        low_memory: on CUDA, need less of it and be slower: see ``load_inspected``.
 
     Raises:
         CheckpointError: for an unknown model, or weights that do not fit; nothing stays loaded.
@@ -112,9 +122,9 @@ def load(
         ValueError: for a device or dtype that is not possible here.
     """
     place = pick_device(device)
-    precision = pick_dtype(dtype, place)
+    precision = pick_dtype(dtype, place, fp8=True)
     model = inspect_model(name_or_folder, revision=revision)
-    return load_inspected(model, place, precision)
+    return load_inspected(model, place, precision, low_memory=low_memory)
 
 
 def load_inspected(
@@ -123,36 +133,57 @@ def load_inspected(
     dtype: torch.dtype,
     *,
     codec_dtype: torch.dtype | None = None,
+    low_memory: bool = False,
 ) -> Pipeline:
     """The pipeline of a folder that ``inspect_model`` accepted.
 
     Args:
         model: what is to be loaded; weights on the hub are downloaded.
         device: where it goes.
-        dtype: of the transformer, the text encoder and the decoder.
+        dtype: of the transformer, the text encoder and the decoder; of ``pick_dtype``.
         codec_dtype: of the decoder, if another.
+        low_memory: on CUDA, the text encoder stays in host memory and its layers visit the device,
+            a chunk is decoded in parts and before the next one is begun, and no graphs are kept.
 
     Raises:
         MemoryError: if its weights cannot fit on ``device``, before any is downloaded or read.
         CheckpointError: for weights that do not fit their configuration.
     """
-    check_fits(model, device, dtype)
+    lean = low_memory and device.type == "cuda"
+    check_fits(model, device, dtype, low_memory=lean)
     if model.hub is not None:
         model.hub.fetch(lambda line: print(f"downloading {line}", file=sys.stderr, flush=True))
     text_encoder = None
     if model.has_text_encoder:
-        text_encoder = load_text_encoder(model.folder, device=device, dtype=dtype)
+        place = torch.device("cpu") if lean else device
+        text_encoder = load_text_encoder(model.folder, device=place, dtype=arithmetic(dtype))
         _align(text_encoder)
-    transformer = load_transformer(model.folder / "transformer", device=device, dtype=dtype)
-    codec = load_codec(model.folder / "vae", device=device, dtype=codec_dtype or dtype)
+        if lean:
+            let_visit(text_encoder, device)
+    transformer = load_transformer(
+        model.folder / "transformer",
+        device=device,
+        dtype=arithmetic(dtype),
+        fp8=Fp8Config() if dtype == E4M3 else None,
+    )
+    codec = load_codec(model.folder / "vae", device=device, dtype=codec_dtype or arithmetic(dtype))
     if text_encoder is not None and text_encoder.dim != transformer.config.text_dim:
         raise CheckpointError(
             f"{model.folder}: the text encoder gives {text_encoder.dim} columns, "
             f"the transformer reads {transformer.config.text_dim}"
         )
-    return Pipeline(
-        transformer.eval(), codec, text_encoder, model.defaults, model.schedule, name=model.name
+    pipeline = Pipeline(
+        transformer.eval(),
+        codec,
+        text_encoder,
+        model.defaults,
+        model.schedule,
+        name=model.name,
+        engine=EngineConfig(graphs=not lean),
     )
+    if lean:
+        codec.group, pipeline.ahead = LEAN_GROUP, False
+    return pipeline
 
 
 def _align(module: nn.Module) -> None:
@@ -391,22 +422,30 @@ def pick_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: str | torch.dtype, device: torch.device, *, fp8: bool = False) -> torch.dtype:
     """The dtype to compute in; ``"auto"`` takes bfloat16 where the hardware multiplies it.
 
     That is every CUDA device, and CPUs with AVX-512-BF16 or AMX; elsewhere bfloat16 would be
     emulated and slower than float32.
 
+    Args:
+        dtype: auto, float32 or bfloat16.
+        device: where.
+        fp8: whether "fp8" may be asked for as well, the transformer's products in e4m3.
+
     Raises:
         ValueError: for another dtype.
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if fp8:
+        known |= {"fp8": E4M3, "float8_e4m3fn": E4M3}
     if dtype == "auto":
         fast = device.type == "cuda" or cpu_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     chosen = known.get(str(dtype).removeprefix("torch."))
     if chosen is None:
-        raise ValueError(f"dtype must be auto, float32 or bfloat16, got {dtype!r}")
+        names = "float32, bfloat16 or fp8" if fp8 else "float32 or bfloat16"
+        raise ValueError(f"dtype must be auto, {names}, got {dtype!r}")
     return chosen
 
 

@@ -21,12 +21,14 @@ from helios.conditioning import TextEncoder, check_prompt, fit, image_start, vid
 from helios.diffusion import Denoiser, ScheduleConfig, guide, steps
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, latent_size
 from helios.history import DriftMonitor, History, remembered
+from helios.model import is_quantised
 from helios.pipeline.adapters import LoraLoading
 from helios.pipeline.coming import Coming, FirstFrame
 from helios.pipeline.delivery import Clock, Outlet
 from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.extend import extend
 from helios.pipeline.memory import available_memory
+from helios.pipeline.plan import dtype_name
 from helios.pipeline.request import Chunk, GenerationConfig, Request, Resolved, Video
 from helios.pipeline.session import KEPT_CHUNKS, Session, StreamState, resume
 from helios.pipeline.start import read_start, stretch
@@ -92,6 +94,11 @@ class Pipeline(LoraLoading):
     def dtype(self) -> torch.dtype:
         """Dtype the network computes in."""
         return self.transformer.dtype
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in, by the name that ``helios.load`` takes."""
+        return "fp8" if is_quantised(self.transformer) else dtype_name(self.dtype)
 
     @property
     def engine(self) -> Engine:
@@ -265,7 +272,7 @@ class Pipeline(LoraLoading):
         settings: dict[str, Any] = {"helios": __version__, "model": self.name}
         settings |= resolved.settings()
         settings |= {"seed": seed, "device": self.device.type}
-        settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        settings["dtype"] = self.precision
         for field in ("image", "video"):
             value = getattr(request, field)
             if isinstance(value, str | Path):

@@ -20,23 +20,28 @@ from helios.diffusion import Pyramid
 from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, latent_size, token_count
 from helios.history import LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
-from helios.model import TransformerConfig, empty_transformer, fp32_names
+from helios.kernels import E4M3
+from helios.model import Fp8Config, TransformerConfig, empty_transformer, fp32_names, target_names
 from helios.pipeline.memory import available_memory
 from helios.storage import read_json
 
 if TYPE_CHECKING:
     from helios.diffusion import Plan
+    from helios.model import HeliosTransformer
     from helios.pipeline.build import ModelFolder
 
 __all__ = [
+    "LEAN_GROUP",
     "MACHINES",
     "Forecast",
     "Machine",
     "Sizes",
+    "arithmetic",
     "check_chunk_fits",
     "check_fits",
     "chunk_memory",
     "decode_flops",
+    "dtype_name",
     "find_machine",
     "forecast",
     "forward_flops",
@@ -51,6 +56,8 @@ _ACTIVATIONS = 10
 """Tensors of ``[L, D]`` alive in self-attention, the widest point unless the hidden width is."""
 _DECODER_MAPS = 4.3
 """Feature maps at full resolution alive while a chunk is decoded."""
+LEAN_GROUP = 1
+"""Latent frames that are decoded at a time where memory is short."""
 _GRAPHS = 3
 """Forward passes' memory that the graphs of all scales keep, text and workspaces counted in."""
 _RUNTIME = {"cpu": 0.5 * 2**30, "cuda": 1.0 * 2**30}
@@ -58,6 +65,8 @@ _RUNTIME = {"cpu": 0.5 * 2**30, "cuda": 1.0 * 2**30}
 _HOST_OF_CUDA = 3.0 * 2**30
 """Host bytes of a process that works on a CUDA device."""
 _TEXT_BUCKETS = 32
+_TEXT_ROWS = 512
+"""Of a text embedding, whose keys and values every block keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +134,22 @@ class Sizes:
     Attributes:
         parts: by component.
         largest: of its largest tensor: what passes through host memory on the way to a device.
+        away: components that stay in host memory.
     """
 
     parts: dict[str, int]
     largest: int
+    away: frozenset[str] = frozenset()
 
     @property
     def total(self) -> int:
-        """Bytes of all parameters."""
-        return sum(self.parts.values())
+        """Bytes of all parameters that are on the device."""
+        return sum(size for part, size in self.parts.items() if part not in self.away)
+
+    @property
+    def host(self) -> int:
+        """Bytes of those that stay in host memory."""
+        return sum(self.parts[part] for part in self.away)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +159,7 @@ class Forecast:
     Attributes:
         machine: where.
         weights: parameters by component.
+        away: components that stay in host memory.
         activations: at the peak of generating one chunk.
         device: needed on the device in all.
         host: needed in host memory in all.
@@ -155,6 +172,7 @@ class Forecast:
 
     machine: Machine
     weights: dict[str, int]
+    away: frozenset[str]
     activations: int
     device: int
     host: int
@@ -181,6 +199,7 @@ class Forecast:
         return {
             "machine": self.machine.name,
             "weights": self.weights,
+            "in_host_memory": sorted(self.away),
             "activations": self.activations,
             "device": self.device,
             "device_free": self.machine.memory,
@@ -202,15 +221,17 @@ def forecast(
     *,
     height: int | None = None,
     width: int | None = None,
+    low_memory: bool = False,
 ) -> Forecast:
     """Predict what generating with ``model`` needs; no weight is read.
 
     Args:
         model: its small files.
         machine: where it is to run.
-        dtype: of transformer, text encoder and decoder.
+        dtype: of transformer, text encoder and decoder; of ``pick_dtype``.
         height: of the video in pixels; the model's own if not given.
         width: likewise.
+        low_memory: as ``load_inspected`` does it; nothing on a CPU.
 
     Raises:
         CheckpointError: if a configuration cannot be used.
@@ -221,7 +242,8 @@ def forecast(
     asked = Request.make(prompt="a", height=height, width=width)
     resolved = model.defaults.resolve(asked, model.schedule)
     transformer, autoencoder = _configs(model)
-    sizes = measure(model, dtype)
+    lean = low_memory and machine.kind == "cuda"
+    sizes = measure(model, dtype, low_memory=lean)
     rows, columns = latent_size(resolved.height, resolved.width)
     activations = chunk_memory(
         transformer,
@@ -230,6 +252,7 @@ def forecast(
         resolved.width,
         dtype,
         overlapped=machine.kind == "cuda",
+        low_memory=lean,
     )
     forwards = _forwards(resolved.plan, 1 if resolved.guidance is None else 2)
     counts = [
@@ -238,13 +261,15 @@ def forecast(
     decode = decode_flops(autoencoder, rows, columns)
     fps = None
     if machine.flops and machine.bandwidth:
-        peak = machine.flops * EFFICIENCY * (1 if dtype.itemsize == 2 else 0.5)
+        peak = machine.flops * EFFICIENCY * (1 if dtype.itemsize <= 2 else 0.5)
         reading = sizes.parts["transformer"] / machine.bandwidth
         least = max(reading, transformer.num_layers * _LAUNCH)
         seconds = sum(count * max(flops / peak, least) for count, flops in counts)
         fps = CHUNK_FRAMES / (seconds + decode / peak)
     on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
-    on_host = on_device if machine.kind == "cpu" else int(_HOST_OF_CUDA) + sizes.largest
+    on_host = on_device
+    if machine.kind != "cpu":
+        on_host = int(_HOST_OF_CUDA) + sizes.largest + sizes.host
     disk = sum(file.stat().st_size for file in model.folder.rglob("*") if file.is_file())
     download = 0
     if model.hub is not None and model.hub.files is not None:
@@ -252,6 +277,7 @@ def forecast(
     return Forecast(
         machine=machine,
         weights=sizes.parts,
+        away=sizes.away,
         activations=activations,
         device=on_device,
         host=on_host,
@@ -263,7 +289,12 @@ def forecast(
     )
 
 
-def measure(model: ModelFolder, dtype: torch.dtype) -> Sizes:
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What all but the matrix products of a model in ``dtype`` is computed in."""
+    return torch.bfloat16 if dtype == E4M3 else dtype
+
+
+def measure(model: ModelFolder, dtype: torch.dtype, *, low_memory: bool = False) -> Sizes:
     """Count a model's parameters, as loading in ``dtype`` will leave them.
 
     Raises:
@@ -272,10 +303,12 @@ def measure(model: ModelFolder, dtype: torch.dtype) -> Sizes:
     transformer, autoencoder = _configs(model)
     network = empty_transformer(transformer)
     kept = fp32_names(network)
-    width = dtype.itemsize
+    narrow = _in_e4m3(network, model, dtype)
+    width = arithmetic(dtype).itemsize
     tensors = {
         "transformer": [
-            p.numel() * (4 if name in kept else width) for name, p in network.named_parameters()
+            p.numel() + 4 * len(p) if name in narrow else p.numel() * (4 if name in kept else width)
+            for name, p in network.named_parameters()
         ],
         "vae": [
             p.numel() * (width if name.startswith(("decoder.", "post_quant_conv.")) else 4)
@@ -288,10 +321,21 @@ def measure(model: ModelFolder, dtype: torch.dtype) -> Sizes:
     return Sizes(
         parts={part: sum(sizes) for part, sizes in tensors.items()},
         largest=max(max(sizes) for sizes in tensors.values()),
+        away=frozenset(tensors.keys() & {"text_encoder"}) if low_memory else frozenset(),
     )
 
 
-def check_fits(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
+def _in_e4m3(network: HeliosTransformer, model: ModelFolder, dtype: torch.dtype) -> frozenset[str]:
+    """The weights that are e4m3 in ``dtype``, or in the files."""
+    stored = "fp8" in read_json(model.folder / "transformer" / "config.json")
+    if dtype != E4M3 and not stored:
+        return frozenset()
+    return frozenset(f"{layer}.weight" for layer in target_names(network, Fp8Config()))
+
+
+def check_fits(
+    model: ModelFolder, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+) -> None:
     """Refuse weights that cannot fit on ``device``, before any is read.
 
     Raises:
@@ -299,16 +343,23 @@ def check_fits(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> 
         CheckpointError: if a configuration cannot be used.
     """
     free = find_machine(device).memory
-    need = measure(model, dtype).total
+    need = measure(model, dtype, low_memory=low_memory).total
     if free is not None and need > free:
+        hint = _thrift(device.type, dtype, low_memory)
         raise MemoryError(
-            f"the weights of {model.name} on {device} in {str(dtype).removeprefix('torch.')}: "
-            f"{_needs(need, free)}; see helios plan"
+            f"the weights of {model.name} on {device} in {dtype_name(dtype)}: "
+            f"{_needs(need, free)}; {hint}"
         )
 
 
 def check_chunk_fits(
-    model: ModelFolder, machine: Machine, dtype: torch.dtype, height: int, width: int
+    model: ModelFolder,
+    machine: Machine,
+    dtype: torch.dtype,
+    height: int,
+    width: int,
+    *,
+    low_memory: bool = False,
 ) -> None:
     """Refuse a size of which ``machine`` cannot hold one chunk beside the weights.
 
@@ -318,19 +369,36 @@ def check_chunk_fits(
         dtype: of the networks.
         height: in pixels.
         width: likewise.
+        low_memory: as ``load_inspected`` does it; nothing on a CPU.
 
     Raises:
         MemoryError: saying how much is needed and how much is free.
         CheckpointError: if a configuration cannot be used.
     """
     overlapped = machine.kind == "cuda"
-    chunk = chunk_memory(*_configs(model), height, width, dtype, overlapped=overlapped)
-    need = measure(model, dtype).total + chunk
+    lean = low_memory and overlapped
+    chunk = chunk_memory(
+        *_configs(model), height, width, dtype, overlapped=overlapped, low_memory=lean
+    )
+    need = measure(model, dtype, low_memory=lean).total + chunk
     if machine.memory is not None and need > machine.memory:
         raise MemoryError(
             f"{width}x{height} by {model.name} on {machine.name}, weights included: "
-            f"{_needs(need, machine.memory)}; see helios plan"
+            f"{_needs(need, machine.memory)}; {_thrift(machine.kind, dtype, lean)}"
         )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it: ``"bfloat16"``, ``"fp8"``."""
+    return "fp8" if dtype == E4M3 else str(dtype).removeprefix("torch.")
+
+
+def _thrift(kind: str, dtype: torch.dtype, low_memory: bool) -> str:
+    """What to do about too little memory."""
+    ways = ["--dtype fp8"] * (dtype != E4M3) + ["--low-memory"] * (not low_memory)
+    if kind != "cuda" or not ways:
+        return "see helios plan"
+    return f"need less with {' '.join(ways)}; see helios plan"
 
 
 def transformer_activations(
@@ -350,6 +418,7 @@ def chunk_memory(
     dtype: torch.dtype,
     *,
     overlapped: bool = False,
+    low_memory: bool = False,
 ) -> int:
     """Bytes that making and decoding one chunk takes on the device, beside the weights.
 
@@ -361,10 +430,17 @@ def chunk_memory(
         dtype: of both networks.
         overlapped: as on CUDA, where a chunk is decoded beside the making of the next and the graph
             of each scale keeps its memory. At 14B and 384x640 that is 10.1 GB; an H200 took 11.7.
+        low_memory: one after the other, decoding in groups of latents.
     """
     rows, columns = latent_size(height, width)
-    decoder = _decoder_activations(autoencoder, height, width, dtype)
-    forward = transformer_activations(transformer, rows, columns, dtype)
+    kind = arithmetic(dtype)
+    decoder = _decoder_activations(
+        autoencoder, height, width, kind, group=LEAN_GROUP if low_memory else None
+    )
+    forward = transformer_activations(transformer, rows, columns, kind)
+    if low_memory:
+        words = 2 * transformer.num_layers * _TEXT_ROWS * transformer.width * kind.itemsize
+        return words + max(forward, decoder)
     return decoder + _GRAPHS * forward if overlapped else max(forward, decoder)
 
 
@@ -407,9 +483,11 @@ def decode_flops(config: AutoencoderConfig, rows: int, columns: int) -> float:
 
 
 def _decoder_activations(
-    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, group: int | None
 ) -> int:
-    pixels = CHUNK_FRAMES * (height // config.patch) * (width // config.patch)
+    # Beside a group's own frames the last two before them, which its convolutions look back at.
+    frames = CHUNK_FRAMES if group is None else config.temporal_ratio * group + 2
+    pixels = frames * (height // config.patch) * (width // config.patch)
     return int(_DECODER_MAPS * pixels * config.decoder_width * dtype.itemsize)
 
 

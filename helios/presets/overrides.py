@@ -17,6 +17,7 @@ T = TypeVar("T")
 _TRUE, _FALSE = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
 _NOTHING = ("none", "null")
 _SHOWN = 3
+_FEW = 8
 
 
 def override(config: T, settings: Sequence[str]) -> T:
@@ -96,7 +97,10 @@ def _unknown(config: Any, path: str) -> str:
     if not near:
         names = {item.rpartition(".")[2]: item for item in known}
         near = [names[n] for n in difflib.get_close_matches(last, names, n=_SHOWN)]
-    hint = f"; near it: {', '.join(near[:_SHOWN])}" if near else "; --show prints all of them"
+    hint = f"; near it: {', '.join(near[:_SHOWN])}"
+    if not near:
+        few = len(known) <= _FEW
+        hint = f"; there are {', '.join(known)}" if few else "; --show prints all there are"
     return f"there is no setting {path!r}{hint}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Limits", "ServeConfig"]
 
@@ -75,6 +76,8 @@ class ServeConfig:
 
     Attributes:
         models: names or folders; each gets ``workers`` processes.
+        dtype: as ``helios.load`` takes it, ``low_memory`` too.
+        engine: fields of ``EngineConfig`` that are not the default.
         loras: adapters that may be asked for, by name.
         keys: name and key of everybody who may use it; empty: everybody who can reach it.
         data: folder of the journal, uploads, results and sessions.
@@ -90,6 +93,8 @@ class ServeConfig:
     workers: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    low_memory: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
     loras: dict[str, Path] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     data: Path = field(default_factory=lambda: Path.home() / ".local/share/helios")
@@ -99,6 +104,11 @@ class ServeConfig:
     metrics_open: bool = False
     insecure: bool = False
     faults: bool = False
+
+    @property
+    def engine_json(self) -> dict[str, Any]:
+        """``engine`` ready for JSON."""
+        return {n: str(v) if isinstance(v, Path) else v for n, v in self.engine.items()}
 
     def __post_init__(self) -> None:
         """Refuse what would be unsafe or impossible."""

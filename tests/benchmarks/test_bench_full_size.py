@@ -38,6 +38,7 @@ def folder(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def options(folder: Path, **values: object) -> argparse.Namespace:
     usual = {"report": None, "device": "cpu", "cold": False, "small": True, "phase": None}
+    usual |= {"dtype": "bfloat16", "low_memory": False, "memory": None}
     return argparse.Namespace(folder=folder, **{**usual, **values})
 
 
@@ -74,6 +75,16 @@ def test_all_parts_stay_within_their_limits(
     assert 0.1 < report["run"]["largest_latent"] < 100
     for stage in report["compare"]["stages"]:
         assert 1e-4 < stage["velocity"]["diffusers bfloat16"] < 0.1
+
+
+def test_the_run_in_fp8_is_another_one(program: ModuleType, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this checkpoint was trained")
+        eight = program.one_phase(options(folder, phase="run", dtype="fp8", low_memory=True))
+        whole = program.one_phase(options(folder, phase="run"))
+    assert eight["repeats"]
+    assert eight["plan"]["weights"]["transformer"] < whole["plan"]["weights"]["transformer"]
+    assert eight["largest_latent"] != whole["largest_latent"]
 
 
 def test_a_limit_that_is_passed_is_named(program: ModuleType) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from helios.codec import AutoencoderConfig, Codec, WanAutoencoder
 from helios.codec.decode import FastDecoder, PlainOps
@@ -67,6 +68,40 @@ def test_bytes_are_the_rounded_frames() -> None:
     assert torch.equal(FastDecoder(made).levels(latents), expected.to(torch.uint8))
     assert expected.min() == 0
     assert expected.max() == 255
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 4), (1, 9)])
+def test_groups_of_latents_are_the_whole(name: str, group: int, shape: tuple[int, int]) -> None:
+    """A later group looks back at the two frames before it, wherever frames are looked back at."""
+    made = network(CONFIGS[name])
+    latents = torch.randn(shape[0], 16, shape[1], 2, 3, dtype=torch.float64)
+    whole, parts = FastDecoder(made), FastDecoder(made, group=group)
+    expected = whole(latents)
+    for _ in range(2):  # nothing stays of a call
+        torch.testing.assert_close(parts(latents), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(parts.levels(latents), whole.levels(latents))
+
+
+def test_groups_hold_fewer_frames_at_a_time() -> None:
+    class Watched(PlainOps):
+        most = 0
+
+        def norm(self, h: Tensor, bias: Tensor, gamma: Tensor, past: int) -> Tensor:
+            self.most = max(self.most, h.shape[1])
+            return super().norm(h, bias, gamma, past)
+
+    made, latents = network(CONFIGS["published levels"]), torch.randn(1, 16, 9, 2, 2)
+    for group, most in ((0, 33), (3, 12), (1, 4)):
+        ops = Watched()
+        FastDecoder(made.float(), ops, group=group).levels(latents)
+        assert ops.most == most
+
+
+def test_a_group_is_none_or_some() -> None:
+    with pytest.raises(ValueError, match="group must be"):
+        FastDecoder(network(CONFIGS["patched"]), group=-1)
 
 
 def test_the_residual_form_is_refused() -> None:

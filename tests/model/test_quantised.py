@@ -25,6 +25,7 @@ from helios.model.quantised import (
     lay_out,
     quantise,
     quantised,
+    tokens_in_e4m3,
 )
 
 from .cases import build, inputs
@@ -147,6 +148,27 @@ def test_a_saved_one_comes_back_bit_for_bit(attention_from, shard_bytes, tmp_pat
     assert tensors[name].dtype == torch.float8_e4m3fn
     assert tensors[f"{name}_scale"].dtype == torch.float32
     assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()) == 7
+
+
+@torch.no_grad()
+def test_quantised_while_it_is_read_is_quantised_when_loaded(tmp_path):
+    save_transformer(build(), tmp_path)
+    config = Fp8Config(kept_blocks=(1,), attention_from=7)
+    loaded = load_transformer(tmp_path, dtype=torch.bfloat16)
+    whole = sum(p.nbytes for p in loaded.parameters())
+    after = quantise(loaded, config)
+    read = load_transformer(tmp_path, dtype=torch.bfloat16, fp8=config)
+    assert sum(t.nbytes for t in (*read.parameters(), *read.buffers())) < whole
+    ours, theirs = read.state_dict(), after.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    assert tokens_in_e4m3(read) == 7
+    # What was saved so comes back as it was saved, whatever is asked for.
+    save_transformer(read, tmp_path / "eight")
+    again = load_transformer(tmp_path / "eight", dtype=torch.bfloat16, fp8=Fp8Config())
+    assert again.state_dict().keys() == ours.keys()
+    assert tokens_in_e4m3(again) == 7
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

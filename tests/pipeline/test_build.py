@@ -13,6 +13,7 @@ import torch
 
 import helios
 from helios.errors import CheckpointCorruptError, CheckpointError, UnsafeCheckpointError
+from helios.model import quantise
 from helios.pipeline import Pipeline, inspect_model, pick_device, pick_dtype, published_defaults
 
 PROMPT = "a red ball rolls on grass"
@@ -187,7 +188,32 @@ def test_devices_and_dtypes_that_are_not_here() -> None:
         pick_device("cuda:63")
     with pytest.raises(ValueError, match="dtype must be"):
         pick_dtype("float8", torch.device("cpu"))
+    with pytest.raises(ValueError, match="dtype must be auto, float32 or bfloat16, got 'fp8'"):
+        pick_dtype("fp8", torch.device("cpu"))
+    assert pick_dtype("fp8", torch.device("cpu"), fp8=True) == torch.float8_e4m3fn
     assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+def test_fp8_is_bfloat16_with_products_in_e4m3(tiny_random: Path, tmp_path: Path) -> None:
+    pipe = helios.load(tiny_random, device="cpu", dtype="fp8")
+    assert (pipe.precision, pipe.dtype) == ("fp8", torch.bfloat16)
+    known = helios.load(tiny_random, device="cpu", dtype="bfloat16")
+    quantise(known.transformer)
+    asked = {"num_frames": 33, "seed": 3, "steps": 1}
+    video = pipe("a red ball", **asked)
+    assert np.array_equal(video.frames, known("a red ball", **asked).frames)
+    assert video.settings["dtype"] == "fp8"
+    again = helios.load(pipe.save(tmp_path / "eight"), device="cpu", dtype="bfloat16")
+    assert again.precision == "fp8"
+    assert np.array_equal(video.frames, again("a red ball", **asked).frames)
+    with pytest.raises(ValueError, match="a model in fp8 takes no LoRA: merge it first"):
+        pipe.load_lora(tmp_path / "none.safetensors", "a")
+
+
+def test_little_memory_is_nothing_on_a_cpu(tiny_random: Path) -> None:
+    pipe = helios.load(tiny_random, device="cpu", low_memory=True)
+    assert pipe.codec.group == 0
+    assert pipe.ahead is None
 
 
 def test_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:

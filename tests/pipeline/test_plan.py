@@ -95,8 +95,20 @@ def test_the_published_model_in_figures(tiny_random: Path, tmp_path: Path) -> No
     assert found.fps == pytest.approx(16.6, rel=0.1)
     assert found.device == pytest.approx(40.9e9, rel=0.05)
     assert found.problems() == {}
-    small = forecast(model, MACHINES["rtx4090"], torch.bfloat16)
-    assert set(small.problems()) == {"memory"}
+    small = MACHINES["rtx4090"]
+    assert set(forecast(model, small, torch.bfloat16).problems()) == {"memory"}
+    frugal = forecast(model, small, torch.float8_e4m3fn, low_memory=True)
+    assert frugal.problems() == {}
+    assert frugal.away == {"text_encoder"}
+    # 13.2 of 14.3 B weights in one byte; 40 x (6 x 5120 + 13824 + 5120) scales beside them.
+    eight = frugal.weights["transformer"]
+    narrow = 40 * (5 * 5120**2 + 2 * 5120 * 13824)
+    scales = 4 * 40 * (5 * 5120 + 13824 + 5120)
+    assert eight == found.weights["transformer"] - narrow + scales
+    with pytest.raises(
+        MemoryError, match="need less with --dtype fp8 --low-memory; see helios plan"
+    ):
+        check_chunk_fits(model, small, torch.bfloat16, 384, 640)
     with pytest.raises(ValueError, match="nearest legal"):
         forecast(model, PLENTY, torch.bfloat16, height=400, width=640)
 

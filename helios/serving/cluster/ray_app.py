@@ -144,6 +144,8 @@ def node_options(config: ServeConfig) -> list[str]:
     if not config.keys:  # whoever has none comes with the gateway's key
         limits |= {"per_key": config.limits.queue + config.workers * len(config.models)}
     options = ["--device", config.device, "--dtype", config.dtype, "--workers", str(config.workers)]
+    options += ["--low-memory"] * config.low_memory
+    options += [part for n, v in config.engine.items() for part in ("--engine", f"{n}={v}")]
     options += [part for model in config.models for part in ("--model", model)]
     options += [part for n, p in config.loras.items() for part in ("--lora", f"{n}={p}")]
     options += [part for n, v in limits.items() for part in ("--limit", f"{n}={v}")]

@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helios.serving.logs import log
@@ -60,7 +62,11 @@ def _load(config: Message) -> Pipeline:
     from helios.pipeline import load
 
     device = place_of(config["device"], config["number"])
-    pipeline = load(config["model"], device, config["dtype"])
+    pipeline = load(config["model"], device, config["dtype"], low_memory=bool(config["low_memory"]))
+    engine: dict[str, Any] = dict(config["engine"])
+    if "preview" in engine:
+        engine["preview"] = Path(engine["preview"])
+    pipeline.accelerate(replace(pipeline.engine.config, **engine))
     for name, path in config["loras"].items():
         pipeline.load_lora(path, name, 0.0)
     return pipeline
@@ -100,7 +106,7 @@ def _describe(pipeline: Pipeline) -> dict[str, Any]:
         "size_multiple": size_multiple(defaults.scales),
         "chunk_frames": CHUNK_FRAMES,
         "device": str(pipeline.device),
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "dtype": pipeline.precision,
         "loras": list(pipeline.loras),
         "memory": memory,
         "has_text_encoder": pipeline.text_encoder is not None,
@@ -112,8 +118,15 @@ def _chunk(pipeline: Pipeline, height: int, width: int) -> int:
     from helios.pipeline import chunk_memory
 
     configs = pipeline.transformer.config, pipeline.codec.config
-    overlapped = pipeline.device.type == "cuda"
-    return chunk_memory(*configs, height, width, pipeline.dtype, overlapped=overlapped)
+    cuda = pipeline.device.type == "cuda"
+    return chunk_memory(
+        *configs,
+        height,
+        width,
+        pipeline.dtype,
+        overlapped=cuda,
+        low_memory=cuda and pipeline.codec.group > 0,
+    )
 
 
 def _free(pipeline: Pipeline) -> dict[str, int | None]:

@@ -176,6 +176,8 @@ class WorkerProcess:
                 "number": self.number,
                 "device": config.device,
                 "dtype": config.dtype,
+                "low_memory": config.low_memory,
+                "engine": config.engine_json,
                 "loras": {name: str(path) for name, path in config.loras.items()},
                 "borders": config.limits.borders,
                 "faults": config.faults,
