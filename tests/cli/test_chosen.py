@@ -19,8 +19,8 @@ def test_only_what_is_asked_for_is_changed(tmp_path: Path) -> None:
     assert parse_engine(["tune_decoder=0"]) == {}
     asked = parse_engine(["reuse_history=scale", "graphs=off"], tmp_path)
     assert asked == {"reuse_history": "scale", "graphs": False, "preview": tmp_path}
-    with pytest.raises(ValueError, match="no setting 'speed'; there are graphs, reuse_history"):
-        parse_engine(["speed=11"])
+    with pytest.raises(ValueError, match="no setting 'quick'; there are graphs, reuse_history"):
+        parse_engine(["quick=11"])
     with pytest.raises(ValueError, match="reuse_history: must be one of"):
         parse_engine(["reuse_history=always"])
 
