@@ -18,17 +18,15 @@ from helios.pipeline.build import (
 )
 from helios.pipeline.engine import Engine, EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubFile, HubId, HubModel
+from helios.pipeline.machines import MACHINES, Machine, find_machine
 from helios.pipeline.memory import available_memory, resident_memory
 from helios.pipeline.paths import stream_paths
 from helios.pipeline.pipeline import Pipeline
 from helios.pipeline.plan import (
-    MACHINES,
     Forecast,
-    Machine,
     check_chunk_fits,
     chunk_memory,
     decode_flops,
-    find_machine,
     forecast,
     forward_flops,
     measure,

@@ -22,7 +22,7 @@ from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, latent_size, token_coun
 from helios.history import LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
 from helios.kernels import E4M3
 from helios.model import Fp8Config, TransformerConfig, empty_transformer, fp32_names, target_names
-from helios.pipeline.memory import available_memory
+from helios.pipeline.machines import Machine, find_machine
 from helios.storage import read_json
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAN_GROUP",
-    "MACHINES",
     "Forecast",
-    "Machine",
     "Sizes",
     "arithmetic",
     "check_chunk_fits",
@@ -42,7 +40,6 @@ __all__ = [
     "chunk_memory",
     "decode_flops",
     "dtype_name",
-    "find_machine",
     "forecast",
     "forward_flops",
     "transformer_activations",
@@ -67,64 +64,6 @@ _HOST_OF_CUDA = 3.0 * 2**30
 _TEXT_BUCKETS = 32
 _TEXT_ROWS = 512
 """Of a text embedding, whose keys and values every block keeps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where a model is to run.
-
-    Attributes:
-        name: what people call it.
-        kind: ``"cuda"`` or ``"cpu"``.
-        memory: bytes free for the model on the device, None if unknown.
-        host: bytes free in host memory, None if unknown.
-        flops: dense bfloat16 operations a second at the peak, None if unknown.
-        bandwidth: bytes a second of device memory.
-    """
-
-    name: str
-    kind: str
-    memory: float | None
-    host: float | None
-    flops: float | None = None
-    bandwidth: float | None = None
-
-
-# Memory (10^9 bytes), dense bfloat16 TFLOP/s and TB/s of the vendors' data sheets.
-_SHEETS = {
-    "B200": (180, 2250, 8.0),
-    "H200": (141, 989, 4.8),
-    "H100": (80, 989, 3.35),
-    "A100": (80, 312, 2.04),
-    "L40S": (48, 362, 0.864),
-    "RTX 5090": (32, 209, 1.79),
-    "RTX 4090": (24, 165, 1.01),
-    "RTX 3090": (24, 71, 0.936),
-}
-MACHINES = {
-    name.lower().replace(" ", ""): Machine(
-        name=name, kind="cuda", memory=0.97e9 * size, host=None, flops=1e12 * f, bandwidth=1e12 * b
-    )
-    for name, (size, f, b) in _SHEETS.items()
-}
-"""Devices that can be planned for without having one."""
-
-
-def find_machine(device: torch.device) -> Machine:
-    """The machine at hand, with the memory that is free on ``device`` now."""
-    host = available_memory()
-    if device.type != "cuda":
-        return Machine(name="CPU", kind="cpu", memory=host, host=host)
-    name = torch.cuda.get_device_name(device)
-    known = next((m for m in MACHINES.values() if m.name in name), None)
-    return Machine(
-        name=name,
-        kind="cuda",
-        memory=torch.cuda.mem_get_info(device)[0],
-        host=host,
-        flops=None if known is None else known.flops,
-        bandwidth=None if known is None else known.bandwidth,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

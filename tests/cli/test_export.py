@@ -138,7 +138,7 @@ def test_plan_says_what_fits(
     assert figures["device"] > sum(figures["weights"].values()) > 0
     assert run([*base, "--size", "65x32"]) == 2
     assert run(["plan", "tinny"]) == 4
-    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 10**6)
+    monkeypatch.setattr("helios.pipeline.machines.available_memory", lambda: 10**6)
     capsys.readouterr()
     assert run(base) == 5
     assert "are needed" in capsys.readouterr().err

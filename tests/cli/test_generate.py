@@ -229,7 +229,7 @@ def test_a_size_that_memory_cannot_hold_is_refused_before_a_weight_is_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 256 << 20)
+    monkeypatch.setattr("helios.pipeline.machines.available_memory", lambda: 256 << 20)
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a weight was read")

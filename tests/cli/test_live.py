@@ -46,7 +46,7 @@ def test_standard_output_is_the_video_and_lines_are_prompts(
 def test_a_size_that_memory_cannot_hold_is_refused_before_a_weight_is_read(
     tiny_random: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 256 << 20)
+    monkeypatch.setattr("helios.pipeline.machines.available_memory", lambda: 256 << 20)
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a weight was read")

@@ -118,7 +118,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_read(
 ) -> None:
     model = inspect_model(tiny_random)
     check_fits(model, torch.device("cpu"), torch.float32)
-    monkeypatch.setattr("helios.pipeline.plan.available_memory", lambda: 1000)
+    monkeypatch.setattr("helios.pipeline.machines.available_memory", lambda: 1000)
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a weight was read")
