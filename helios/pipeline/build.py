@@ -109,7 +109,8 @@ def load(
         name_or_folder: ``"tiny"``, a folder with ``model_index.json``, or a hub id such as
             ``"BestWishYsh/Helios-Distilled"``, pinned as ``"owner/name@revision"`` if wanted; what
             is not here yet is downloaded.
-        device: ``"auto"`` is CUDA if there is one, else the CPU.
+        device: ``"auto"`` is CUDA if there is one, else the CPU. A GPU becomes PyTorch's current
+            device: whoever uses two in one process changes it before using the other.
         dtype: ``"auto"`` is bfloat16 on CUDA and on CPUs that multiply it in hardware, else
             float32; or ``"float32"``, ``"bfloat16"``, or ``"fp8"``: bfloat16 with the
             transformer's matrix products in e4m3, which needs half the room.
@@ -150,6 +151,9 @@ def load_inspected(
         CheckpointError: for weights that do not fit their configuration.
     """
     lean = low_memory and device.type == "cuda"
+    if device.type == "cuda" and device.index is not None:
+        # Kernels are launched on the current device, whatever device their tensors are on.
+        torch.cuda.set_device(device)
     check_fits(model, device, dtype, low_memory=lean)
     if model.hub is not None:
         model.hub.fetch(lambda line: print(f"downloading {line}", file=sys.stderr, flush=True))
