@@ -62,6 +62,8 @@ def check_decoder() -> None:
     assert levels.is_contiguous()
     expected = FastDecoder(network).levels(latents)
     assert (levels.int() - expected.int()).abs().max() <= 1
+    parts = FastDecoder(network, TritonOps(), group=1).levels(latents)
+    assert (parts.int() - levels.int()).abs().max() <= 1
 
 
 def compile_for(capability: int) -> None:
