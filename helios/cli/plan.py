@@ -71,6 +71,8 @@ def _table(found: Forecast) -> str:
         (f"weights, {part}", _size(count), "in host memory" if part in found.away else "")
         for part, count in found.weights.items()
     ]
+    if found.streamed:
+        rows.append(("blocks from host memory", str(found.streamed), "for every pass"))
     rows += [
         ("activations", _size(found.activations), ""),
         (f"memory on {machine.name}", _size(found.device), _free(machine.memory)),

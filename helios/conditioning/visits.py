@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helios.conditioning.text import TextEncoder
+from helios.model import Guest
 
 __all__ = ["let_visit"]
 
@@ -20,7 +21,7 @@ def let_visit(encoder: TextEncoder, device: torch.device) -> None:
     """From now on every layer of ``encoder`` runs on ``device`` and leaves it afterwards.
 
     Embeddings come back on ``device``. The table of words stays where it is: of it only the rows of
-    a prompt are wanted.
+    a prompt are wanted. Nothing is kept on the device between prompts, so nothing comes early.
     """
     stack = encoder.encoder.encoder
     for layer in (*stack.block, stack.final_layer_norm):
@@ -33,20 +34,13 @@ class _Visit:
     """One layer's way to the device and back."""
 
     def __init__(self, layer: nn.Module, device: torch.device) -> None:
-        self._home = [
-            (owner, name, parameter)
-            for owner in layer.modules()
-            for name, parameter in owner.named_parameters(recurse=False)
-        ]
-        self._device = device
+        self._guest, self._device = Guest(layer), device
 
     def come(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies of the weights, and the inputs, to the device."""
-        for owner, name, parameter in self._home:
-            copy = parameter.detach().to(self._device)
-            owner.register_parameter(name, nn.Parameter(copy, requires_grad=False))
+        self._guest.dress(own.detach().to(self._device) for own in self._guest.home)
         return tuple(map(self._brought, args)), {k: self._brought(v) for k, v in kwargs.items()}
 
     def _brought(self, value: Any) -> Any:
@@ -54,5 +48,4 @@ class _Visit:
 
     def leave(self, *_: Any) -> None:
         """The weights themselves again; nothing is copied back, for nothing has changed."""
-        for owner, name, parameter in self._home:
-            owner.register_parameter(name, parameter)
+        self._guest.undress()

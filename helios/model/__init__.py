@@ -20,6 +20,7 @@ from helios.model.quantised import (
 )
 from helios.model.recompute import recompute_blocks
 from helios.model.reuse import HistoryMemory, forward_noisy, forward_recorded
+from helios.model.streaming import Guest, is_streamed
 from helios.model.transformer import HeliosTransformer, StepRows, TextMemory
 from helios.model.wan import WAN_CLASS, load_wan
 from helios.model.weights import (
@@ -39,6 +40,7 @@ __all__ = [
     "Difference",
     "Fp8Config",
     "Graphs",
+    "Guest",
     "HeliosTransformer",
     "HistoryMemory",
     "LoraConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "fp32_names",
     "init_memory_patches",
     "is_quantised",
+    "is_streamed",
     "lay_out",
     "load_adapter",
     "load_transformer",

@@ -25,6 +25,7 @@ from helios.model.lora import adapters_of
 from helios.model.transformer import HeliosTransformer
 
 __all__ = [
+    "MATRICES",
     "Difference",
     "Family",
     "Fp8Config",
@@ -47,6 +48,8 @@ _LAYERS: Mapping[Family, tuple[str, ...]] = {
 }
 
 
+MATRICES = tuple(f"{family}.{layer}" for family in FAMILIES for layer in _LAYERS[family])
+"""Linear layers of a block that run in every pass: all but keys and values of the text."""
 _SELF_INPUTS = tuple(f"self_attention.{name}" for name in ("query", "key", "value"))
 
 
@@ -74,10 +77,11 @@ class Fp8Config:
         wrong = [family for family in self.families if family not in FAMILIES]
         if wrong:
             raise ValueError(f"families must be of {', '.join(FAMILIES)}, got {', '.join(wrong)}")
-        known = [f"{family}.{layer}" for family in FAMILIES for layer in _LAYERS[family]]
-        strange = [layer for layer in self.kept_layers if layer not in known]
+        strange = [layer for layer in self.kept_layers if layer not in MATRICES]
         if strange:
-            raise ValueError(f"kept_layers must be of {', '.join(known)}, got {', '.join(strange)}")
+            raise ValueError(
+                f"kept_layers must be of {', '.join(MATRICES)}, got {', '.join(strange)}"
+            )
         inputs = set(_SELF_INPUTS) & set(self.kept_layers)
         if "self_attention" in self.families and 0 < len(inputs) < len(_SELF_INPUTS):
             raise ValueError(
@@ -153,7 +157,7 @@ def tokens_in_e4m3(model: HeliosTransformer) -> int | None:
 
 def make_room(model: HeliosTransformer, attention_from: int | None, names: Collection[str]) -> None:
     """Make the layers ``names`` of a model on the meta device ready for stored e4m3 weights."""
-    known = {f"{family}.{layer}" for family in FAMILIES for layer in _LAYERS[family]}
+    known = set(MATRICES)
     for name in names:
         place, _, rest = name.removeprefix("blocks.").partition(".")
         if not name.startswith("blocks.") or rest not in known:
@@ -166,11 +170,15 @@ def make_room(model: HeliosTransformer, attention_from: int | None, names: Colle
     _set_attention(model, attention_from)
 
 
-def lay_out(model: HeliosTransformer) -> None:
-    """Let projections of one input lie side by side, so that one product serves them."""
-    for block in model.blocks:
+def lay_out(model: HeliosTransformer, apart: Collection[int] = ()) -> None:
+    """Let projections of one input lie side by side, so that one product serves them.
+
+    In the blocks ``apart`` only those of the text, which stay where they are.
+    """
+    for number, block in enumerate(model.blocks):
         own = cast(Block, block)
-        lay_side_by_side(own.self_attention, ("query", "key", "value"))
+        if number not in apart:
+            lay_side_by_side(own.self_attention, ("query", "key", "value"))
         lay_side_by_side(own.cross_attention, ("key", "value"))
 
 

@@ -25,6 +25,7 @@ from helios.model.quantised import (
     target_names,
     tokens_in_e4m3,
 )
+from helios.model.streaming import at_home, is_streamed, spread, stream_blocks
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
@@ -131,6 +132,7 @@ def load_transformer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     fp8: Fp8Config | None = None,
+    away: int = 0,
 ) -> HeliosTransformer:
     """Read a transformer from a folder in the published layout.
 
@@ -143,6 +145,7 @@ def load_transformer(
         dtype: of all parameters but :func:`fp32_names`.
         fp8: what becomes e4m3 as soon as it is read, so that the model is never on the device in
             full; of one that was saved quantised nothing more.
+        away: blocks whose matrices stay in host memory and come for every pass.
 
     Raises:
         CheckpointError: if the folder is incomplete, damaged, or does not fit its configuration.
@@ -161,10 +164,18 @@ def load_transformer(
         wanted = frozenset(target_names(model, fp8))
         make_room(model, fp8.attention_from, wanted)
         placed = _narrowed(placed, wanted)
+    apart = spread(len(model.blocks), away)
+    if apart:
+        placed = (
+            (name, at_home(tensor, device) if is_streamed(name, apart) else tensor)
+            for name, tensor in placed
+        )
     model.load_state_dict(dict(placed), strict=True, assign=True)
     # On a CPU weights may lie in the mapped file, which costs no memory of its own.
     if model.device.type == "cuda":
-        lay_out(model)
+        lay_out(model, apart)
+    if apart:
+        stream_blocks(model, device, apart)
     return model.eval()
 
 

@@ -34,7 +34,7 @@ from helios.model import Fp8Config, check_transformer, load_transformer, save_tr
 from helios.pipeline.engine import EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubId, HubModel, find_on_hub
 from helios.pipeline.pipeline import Pipeline
-from helios.pipeline.plan import LEAN_GROUP, arithmetic, check_fits
+from helios.pipeline.plan import LEAN_GROUP, arithmetic, blocks_away, check_fits
 from helios.pipeline.request import GenerationConfig
 from helios.storage import (
     MANIFEST_NAME,
@@ -144,7 +144,8 @@ def load_inspected(
         dtype: of the transformer, the text encoder and the decoder; of ``pick_dtype``.
         codec_dtype: of the decoder, if another.
         low_memory: on CUDA, the text encoder stays in host memory and its layers visit the device,
-            a chunk is decoded in parts and before the next one is begun, and no graphs are kept.
+            a chunk is decoded in parts and before the next one is begun, and no graphs are kept. As
+            many of the transformer's blocks as have to come from host memory for every pass.
 
     Raises:
         MemoryError: if its weights cannot fit on ``device``, before any is downloaded or read.
@@ -169,6 +170,7 @@ def load_inspected(
         device=device,
         dtype=arithmetic(dtype),
         fp8=Fp8Config() if dtype == E4M3 else None,
+        away=blocks_away(model, device, dtype) if lean else 0,
     )
     codec = load_codec(model.folder / "vae", device=device, dtype=codec_dtype or arithmetic(dtype))
     if text_encoder is not None and text_encoder.dim != transformer.config.text_dim:

@@ -98,6 +98,8 @@ class Engine:
     def __init__(self, transformer: HeliosTransformer, config: EngineConfig | None = None) -> None:
         self.transformer = transformer
         self.config = config or EngineConfig()
+        if self.config.reuse_history != "never" and any(map(_moves, transformer.blocks)):
+            raise ValueError("history cannot be reused while blocks come from host memory")
         self.watchers: list[Callable[[torch.Size], None]] = []
         self._state: object = None
         self._forget()

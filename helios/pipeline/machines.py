@@ -42,6 +42,9 @@ _SHEETS = {
     "RTX 5090": (32, 209, 1.79),
     "RTX 4090": (24, 165, 1.01),
     "RTX 3090": (24, 71, 0.936),
+    "RTX 5080": (16, 113, 0.96),
+    "RTX 4080": (16, 97, 0.717),
+    "RTX 3060": (12, 25, 0.36),
 }
 MACHINES = {
     name.lower().replace(" ", ""): Machine(
@@ -62,8 +65,16 @@ def find_machine(device: torch.device) -> Machine:
     return Machine(
         name=name,
         kind="cuda",
-        memory=torch.cuda.mem_get_info(device)[0],
+        memory=_free(device),
         host=host,
         flops=None if known is None else known.flops,
         bandwidth=None if known is None else known.bandwidth,
     )
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that this process may still take on a CUDA device."""
+    free, whole = torch.cuda.mem_get_info(device)
+    # A share that was set for the process is none of the driver's business.
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * whole
+    return min(free, allowed - torch.cuda.memory_reserved(device))

@@ -13,6 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios.codec import AutoencoderConfig, WanAutoencoder
@@ -21,7 +22,14 @@ from helios.errors import CheckpointError
 from helios.geometry import CHUNK_FRAMES, CHUNK_LATENTS, latent_size, token_count
 from helios.history import LONG_POSITIONS, MID_POSITIONS, SHORT_POSITIONS
 from helios.kernels import E4M3
-from helios.model import Fp8Config, TransformerConfig, empty_transformer, fp32_names, target_names
+from helios.model import (
+    Fp8Config,
+    TransformerConfig,
+    empty_transformer,
+    fp32_names,
+    is_streamed,
+    target_names,
+)
 from helios.pipeline.machines import Machine, find_machine
 from helios.storage import read_json
 
@@ -35,6 +43,7 @@ __all__ = [
     "Forecast",
     "Sizes",
     "arithmetic",
+    "blocks_away",
     "check_chunk_fits",
     "check_fits",
     "chunk_memory",
@@ -55,6 +64,10 @@ _DECODER_MAPS = 4.3
 """Feature maps at full resolution alive while a chunk is decoded."""
 LEAN_GROUP = 1
 """Latent frames that are decoded at a time where memory is short."""
+_SLOTS = 2
+"""Blocks from host memory that have room on the device: the one that runs, and the next."""
+_BUS = 2e10
+"""Bytes a second from host memory to a device."""
 _GRAPHS = 3
 """Forward passes' memory that the graphs of all scales keep, text and workspaces counted in."""
 _RUNTIME = {"cpu": 0.5 * 2**30, "cuda": 1.0 * 2**30}
@@ -73,11 +86,15 @@ class Sizes:
     Attributes:
         parts: by component.
         largest: of its largest tensor: what passes through host memory on the way to a device.
-        away: components that stay in host memory.
+        blocks: of the transformer.
+        block: bytes of the matrices of one, which may stay in host memory.
+        away: components that do.
     """
 
     parts: dict[str, int]
     largest: int
+    blocks: int
+    block: int
     away: frozenset[str] = frozenset()
 
     @property
@@ -90,6 +107,21 @@ class Sizes:
         """Bytes of those that stay in host memory."""
         return sum(self.parts[part] for part in self.away)
 
+    @property
+    def least(self) -> int:
+        """Bytes on the device with every block's matrices in host memory: two have room to come."""
+        return self.total - max(0, self.blocks - _SLOTS) * self.block
+
+    def streamed(self, spare: float) -> int:
+        """Blocks whose matrices have to stay in host memory for the rest to fit.
+
+        Args:
+            spare: bytes of the device that are left with all of them on it; negative if too few.
+        """
+        if spare >= 0:
+            return 0
+        return min(self.blocks, ceil(-spare / self.block) + _SLOTS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
@@ -99,6 +131,7 @@ class Forecast:
         machine: where.
         weights: parameters by component.
         away: components that stay in host memory.
+        streamed: blocks of the transformer whose matrices do.
         activations: at the peak of generating one chunk.
         device: needed on the device in all.
         host: needed in host memory in all.
@@ -112,6 +145,7 @@ class Forecast:
     machine: Machine
     weights: dict[str, int]
     away: frozenset[str]
+    streamed: int
     activations: int
     device: int
     host: int
@@ -139,6 +173,7 @@ class Forecast:
             "machine": self.machine.name,
             "weights": self.weights,
             "in_host_memory": sorted(self.away),
+            "blocks_in_host_memory": self.streamed,
             "activations": self.activations,
             "device": self.device,
             "device_free": self.machine.memory,
@@ -198,17 +233,21 @@ def forecast(
         (count, forward_flops(transformer, rows, columns, scale=scale)) for count, scale in forwards
     ]
     decode = decode_flops(autoencoder, rows, columns)
+    on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
+    streamed = sizes.streamed(machine.memory - on_device) if lean and machine.memory else 0
+    away = streamed * sizes.block
+    if streamed:
+        on_device -= away - _SLOTS * sizes.block
     fps = None
     if machine.flops and machine.bandwidth:
         peak = machine.flops * EFFICIENCY * (1 if dtype.itemsize <= 2 else 0.5)
         reading = sizes.parts["transformer"] / machine.bandwidth
-        least = max(reading, transformer.num_layers * _LAUNCH)
+        least = max(reading, transformer.num_layers * _LAUNCH, away / _BUS)
         seconds = sum(count * max(flops / peak, least) for count, flops in counts)
         fps = CHUNK_FRAMES / (seconds + decode / peak)
-    on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
     on_host = on_device
     if machine.kind != "cpu":
-        on_host = int(_HOST_OF_CUDA) + sizes.largest + sizes.host
+        on_host = int(_HOST_OF_CUDA) + sizes.largest + sizes.host + away
     disk = sum(file.stat().st_size for file in model.folder.rglob("*") if file.is_file())
     download = 0
     if model.hub is not None and model.hub.files is not None:
@@ -217,6 +256,7 @@ def forecast(
         machine=machine,
         weights=sizes.parts,
         away=sizes.away,
+        streamed=streamed,
         activations=activations,
         device=on_device,
         host=on_host,
@@ -244,11 +284,15 @@ def measure(model: ModelFolder, dtype: torch.dtype, *, low_memory: bool = False)
     kept = fp32_names(network)
     narrow = _in_e4m3(network, model, dtype)
     width = arithmetic(dtype).itemsize
+
+    def stored(name: str, parameter: nn.Parameter) -> int:
+        if name in narrow:
+            return parameter.numel() + 4 * len(parameter)
+        return parameter.numel() * (4 if name in kept else width)
+
+    own = {name: stored(name, parameter) for name, parameter in network.named_parameters()}
     tensors = {
-        "transformer": [
-            p.numel() + 4 * len(p) if name in narrow else p.numel() * (4 if name in kept else width)
-            for name, p in network.named_parameters()
-        ],
+        "transformer": list(own.values()),
         "vae": [
             p.numel() * (width if name.startswith(("decoder.", "post_quant_conv.")) else 4)
             for name, p in _empty_autoencoder(autoencoder).named_parameters()
@@ -260,6 +304,8 @@ def measure(model: ModelFolder, dtype: torch.dtype, *, low_memory: bool = False)
     return Sizes(
         parts={part: sum(sizes) for part, sizes in tensors.items()},
         largest=max(max(sizes) for sizes in tensors.values()),
+        blocks=transformer.num_layers,
+        block=sum(size for name, size in own.items() if is_streamed(name, (0,))),
         away=frozenset(tensors.keys() & {"text_encoder"}) if low_memory else frozenset(),
     )
 
@@ -282,7 +328,8 @@ def check_fits(
         CheckpointError: if a configuration cannot be used.
     """
     free = find_machine(device).memory
-    need = measure(model, dtype, low_memory=low_memory).total
+    sizes = measure(model, dtype, low_memory=low_memory)
+    need = sizes.least if low_memory else sizes.total
     if free is not None and need > free:
         hint = _thrift(device.type, dtype, low_memory)
         raise MemoryError(
@@ -319,12 +366,27 @@ def check_chunk_fits(
     chunk = chunk_memory(
         *_configs(model), height, width, dtype, overlapped=overlapped, low_memory=lean
     )
-    need = measure(model, dtype, low_memory=lean).total + chunk
+    sizes = measure(model, dtype, low_memory=lean)
+    need = (sizes.least if lean else sizes.total) + chunk
     if machine.memory is not None and need > machine.memory:
         raise MemoryError(
             f"{width}x{height} by {model.name} on {machine.name}, weights included: "
             f"{_needs(need, machine.memory)}; {_thrift(machine.kind, dtype, lean)}"
         )
+
+
+def blocks_away(model: ModelFolder, device: torch.device, dtype: torch.dtype) -> int:
+    """Blocks whose matrices have to stay in host memory for one chunk to be made on ``device``.
+
+    Args:
+        model: its small files; of the size that it makes by default.
+        device: CUDA, with what is free there now.
+        dtype: of ``pick_dtype``.
+
+    Raises:
+        CheckpointError: if a configuration cannot be used.
+    """
+    return forecast(model, find_machine(device), dtype, low_memory=True).streamed
 
 
 def dtype_name(dtype: torch.dtype) -> str:

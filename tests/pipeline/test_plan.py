@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def test_the_published_model_in_figures(tiny_random: Path, tmp_path: Path) -> No
     narrow = 40 * (5 * 5120**2 + 2 * 5120 * 13824)
     scales = 4 * 40 * (5 * 5120 + 13824 + 5120)
     assert eight == found.weights["transformer"] - narrow + scales
+    # Two blocks more than the bytes that are missing: they have room to come.
+    block = narrow // 40 + scales // 40 + 2 * 5120**2
+    tight = forecast(model, MACHINES["rtx4080"], torch.float8_e4m3fn, low_memory=True)
+    assert tight.problems() == {}
+    missing = frugal.device - (MACHINES["rtx4080"].memory or 0)
+    assert tight.streamed == math.ceil(missing / block) + 2
+    assert tight.device == frugal.device - (tight.streamed - 2) * block
+    assert tight.host == frugal.host + tight.streamed * block
+    assert forecast(model, small, torch.bfloat16, low_memory=True).problems() == {}
+    least = replace(small, memory=6e9)
+    found = forecast(model, least, torch.float8_e4m3fn, low_memory=True)
+    assert set(found.problems()) == {"memory"}
     with pytest.raises(
         MemoryError, match="need less with --dtype fp8 --low-memory; see helios plan"
     ):
