@@ -71,8 +71,8 @@ def test_bytes_are_the_rounded_frames() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 4), (1, 9)])
+@pytest.mark.parametrize("group", [1, 2, 3, 9])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (1, 7)])
 def test_groups_of_latents_are_the_whole(name: str, group: int, shape: tuple[int, int]) -> None:
     """A later group looks back at the two frames before it, wherever frames are looked back at."""
     made = network(CONFIGS[name])
