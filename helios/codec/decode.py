@@ -239,9 +239,11 @@ class _Past:
         """``rows [B, 2 + T, ...]`` with what stood before them in place of the first two frames."""
         if self._kept:
             before = self._frames.get(place)
-            if before is not None:
+            if before is None:
+                self._frames[place] = rows[:, -2:].clone()
+            else:
                 rows[:, :2] = before
-            self._frames[place] = rows[:, -2:].clone()
+                before.copy_(rows[:, -2:])
         return rows
 
 
@@ -379,35 +381,24 @@ class FastDecoder:
         ready: Tensor | None = None
         for place, (part, after) in enumerate(pairwise((*self._parts, None))):
             gamma = self._end_norm if after is None else _first_norm(after)
-            x, ready = self._step(part, x, ready, gamma, past, place)
+            if isinstance(part, _Block):
+                # Here and not in a function, whose caller would keep what is no longer needed.
+                if ready is None:
+                    ready = self.ops.norm(x, torch.zeros_like(part.first), part.first, 2)
+                wide = part.conv1(past.carried((place, 0), ready))
+                ready = self.ops.norm(wide, part.conv1.bias, part.second, 2)
+                wide = part.conv2(past.carried((place, 1), ready))
+                ready = None
+                skip = x if part.shortcut is None else part.shortcut(x)
+                x, ready = self.ops.add_norm(wide, part.bias, skip, gamma, 2)
+                del wide, skip
+            elif isinstance(part, _Doubling):
+                x, ready = self.ops.double_norm(part(x, past, place), part.bias, gamma, 2)
+            elif part is not None:
+                x, ready = part(x.movedim(-1, 1)).movedim(1, -1).contiguous(), None
         if ready is None:
             raise ValueError("a decoder ends in a residual block or a doubling")
         return self._end(past.carried((len(self._parts), 0), ready))
-
-    def _step(
-        self,
-        part: _Block | AttentionBlock | _Doubling | None,
-        x: Tensor,
-        ready: Tensor | None,
-        gamma: Tensor | None,
-        past: _Past,
-        place: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """One part: the picture after it, and that picture normalised for the next if it wants."""
-        if isinstance(part, _Block):
-            if ready is None:
-                ready = self.ops.norm(x, torch.zeros_like(part.first), part.first, 2)
-            hidden = part.conv1(past.carried((place, 0), ready))
-            hidden = self.ops.norm(hidden, part.conv1.bias, part.second, 2)
-            del ready
-            skip = x if part.shortcut is None else part.shortcut(x)
-            wide = part.conv2(past.carried((place, 1), hidden))
-            return self.ops.add_norm(wide, part.bias, skip, gamma, 2)
-        if isinstance(part, _Doubling):
-            return self.ops.double_norm(part(x, past, place), part.bias, gamma, 2)
-        if part is None:
-            return x, ready
-        return part(x.movedim(-1, 1)).movedim(1, -1).contiguous(), None
 
 
 def _flat(network: WanAutoencoder) -> Iterator[_Part]:

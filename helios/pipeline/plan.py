@@ -62,6 +62,8 @@ _ACTIVATIONS = 10
 """Tensors of ``[L, D]`` alive in self-attention, the widest point unless the hidden width is."""
 _DECODER_MAPS = 4.3
 """Feature maps at full resolution alive while a chunk is decoded."""
+_KEPT_MAPS = 32
+"""Maps of one frame that a group keeps of the one before, at every convolution, and its surplus."""
 LEAN_GROUP = 1
 """Latent frames that are decoded at a time where memory is short."""
 _SLOTS = 2
@@ -486,10 +488,11 @@ def decode_flops(config: AutoencoderConfig, rows: int, columns: int) -> float:
 def _decoder_activations(
     config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, group: int | None
 ) -> int:
-    # Beside a group's own frames the last two before them, which its convolutions look back at.
-    frames = CHUNK_FRAMES if group is None else config.temporal_ratio * group + 2
-    pixels = frames * (height // config.patch) * (width // config.patch)
-    return int(_DECODER_MAPS * pixels * config.decoder_width * dtype.itemsize)
+    maps = _DECODER_MAPS * CHUNK_FRAMES
+    if group is not None:
+        maps = min(maps, _DECODER_MAPS * config.temporal_ratio * group + _KEPT_MAPS)
+    pixels = (height // config.patch) * (width // config.patch)
+    return int(maps * pixels * config.decoder_width * dtype.itemsize)
 
 
 def _tokens(rows: int, columns: int, scale: int) -> tuple[int, int]:

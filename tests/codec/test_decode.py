@@ -84,6 +84,36 @@ def test_groups_of_latents_are_the_whole(name: str, group: int, shape: tuple[int
     assert torch.equal(parts.levels(latents), whole.levels(latents))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 3, 20])
+def test_groups_are_the_whole_in_narrow_arithmetic(dtype: torch.dtype, group: int) -> None:
+    made = network(CONFIGS["patched"], dtype)
+    latents = torch.randn(2, 16, 5, 2, 3)
+    whole, parts = FastDecoder(made), FastDecoder(made, group=group)
+    expected = whole(latents)
+    assert (parts(latents) - expected).norm() <= 1e-5 * expected.norm()
+    assert (parts.levels(latents).int() - whole.levels(latents).int()).abs().max() <= 1
+
+
+def test_nothing_stays_of_a_call_that_failed() -> None:
+    class Failing(PlainOps):
+        left = -1
+
+        def norm(self, h: Tensor, bias: Tensor, gamma: Tensor, past: int) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                raise RuntimeError("out of memory")
+            return super().norm(h, bias, gamma, past)
+
+    ops, latents = Failing(), torch.randn(1, 16, 4, 2, 2)
+    decoder = FastDecoder(network(CONFIGS["patched"], torch.float32), ops, group=1)
+    expected = decoder(latents)
+    ops.left = 9
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decoder(latents)
+    assert torch.equal(decoder(latents), expected)
+
+
 def test_groups_hold_fewer_frames_at_a_time() -> None:
     class Watched(PlainOps):
         most = 0
