@@ -81,10 +81,9 @@ def test_the_run_in_fp8_is_another_one(program: ModuleType, folder: Path) -> Non
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "this checkpoint was trained")
         eight = program.one_phase(options(folder, phase="run", dtype="fp8", low_memory=True))
-        whole = program.one_phase(options(folder, phase="run"))
     assert eight["repeats"]
-    assert eight["plan"]["weights"]["transformer"] < whole["plan"]["weights"]["transformer"]
-    assert eight["largest_latent"] != whole["largest_latent"]
+    whole = sum(entry.bytes for entry in open_weights(folder / "transformer").entries.values())
+    assert eight["plan"]["weights"]["transformer"] < 0.9 * whole
 
 
 def test_a_limit_that_is_passed_is_named(program: ModuleType) -> None:
