@@ -60,6 +60,8 @@ SAME_LIMIT = 1e-3
 """Largest difference in float32, in units of the largest value: kernels differ, formulas do not."""
 GB = 1e9
 DISK = 30 * GB
+CONTEXT = 0.7 * GB
+"""What CUDA itself takes of a card, which no limit of PyTorch's counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,8 +360,10 @@ def one_phase(options: argparse.Namespace) -> dict[str, Any]:
     if options.phase == "write":
         return write(options.folder, size, device)
     if options.memory is not None and device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(options.memory * GB / whole, device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        whole = torch.cuda.get_device_properties(index).total_memory
+        allowed = (options.memory * GB - CONTEXT) / whole
+        torch.cuda.set_per_process_memory_fraction(allowed, index)
     if options.phase == "run":
         return run(options.folder, size, device, options.dtype, low_memory=options.low_memory)
     stages = compare(options.folder, random_text(size), size.height, size.width, device)

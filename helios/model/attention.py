@@ -195,7 +195,8 @@ class CrossAttention(_Projections):
     def read(self, text: Tensor) -> KeyValue:
         """Keys and values of a projected text ``[B, M, D]``: the same at every step."""
         key, value = project(text, (self.key, self.value))
-        return self.split_heads(self.key_norm(key)), self.split_heads(value)
+        # As a part of one product the values would keep its keys in memory too.
+        return self.split_heads(self.key_norm(key)), self.split_heads(value.contiguous())
 
 
 def project(x: Rows, layers: Sequence[Projection]) -> list[Tensor]:
@@ -245,5 +246,10 @@ def lay_side_by_side(attention: _Projections, names: Sequence[str]) -> None:
         parts = [tensor.data.contiguous().view(torch.uint8) for tensor in tensors]
         if any(part.numel() % _ALIGNMENT for part in parts) or side_by_side(parts) is not None:
             continue
-        for tensor, piece in zip(tensors, torch.cat(parts).split([len(part) for part in parts])):
-            tensor.data = piece.view(tensor.dtype)
+        pieces = torch.cat(parts).split([len(part) for part in parts])
+        for layer, tensor, piece in zip(layers, tensors, pieces, strict=True):
+            if isinstance(tensor, nn.Parameter):
+                tensor.data = piece.view(tensor.dtype)
+            else:
+                # A buffer may be a view, which would keep the memory of what it was a view of.
+                setattr(layer, leaf, piece.view(tensor.dtype))

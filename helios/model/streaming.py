@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from helios.model.quantised import MATRICES
 from helios.model.transformer import HeliosTransformer
 
-__all__ = ["Guest", "at_home", "is_streamed", "spread", "stream_blocks"]
+__all__ = ["Guest", "Home", "is_streamed", "spread", "stream_blocks"]
 
+_PIECE = 2**30
+"""Bytes of host memory taken at a time; a power of two."""
+_ALIGNMENT = 64
 _MATRIX = re.compile(rf"blocks\.(\d+)\.(?:{'|'.join(map(re.escape, MATRICES))})\.(?:weight|values)")
 
 
@@ -63,10 +66,28 @@ def is_streamed(name: str, numbers: Collection[int]) -> bool:
     return found is not None and int(found.group(1)) in numbers
 
 
-def at_home(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor in host memory, from where ``device`` can read it by itself."""
-    copy = tensor.to("cpu")
-    return copy.pin_memory() if torch.device(device).type == "cuda" else copy
+class Home:
+    """Host memory from which a device can read by itself.
+
+    PyTorch rounds every pinned allocation up to a power of two, which would be nearly twice a
+    matrix of 5120 by 13824. So it is taken in large pieces, and tensors lie in them side by side.
+
+    Args:
+        device: what will read.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._pinned = torch.device(device).type == "cuda"
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A copy of ``tensor`` in that memory."""
+        if len(self._rest) < tensor.nbytes:
+            size = max(tensor.nbytes, _PIECE if self._pinned else 0)
+            self._rest = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        room = self._rest[: tensor.nbytes]
+        self._rest = self._rest[-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT :]
+        return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def stream_blocks(

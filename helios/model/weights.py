@@ -25,7 +25,7 @@ from helios.model.quantised import (
     target_names,
     tokens_in_e4m3,
 )
-from helios.model.streaming import at_home, is_streamed, spread, stream_blocks
+from helios.model.streaming import Home, is_streamed, spread, stream_blocks
 from helios.model.transformer import HeliosTransformer
 from helios.storage import (
     SHARD_BYTES,
@@ -166,8 +166,9 @@ def load_transformer(
         placed = _narrowed(placed, wanted)
     apart = spread(len(model.blocks), away)
     if apart:
+        home = Home(device)
         placed = (
-            (name, at_home(tensor, device) if is_streamed(name, apart) else tensor)
+            (name, home.keep(tensor) if is_streamed(name, apart) else tensor)
             for name, tensor in placed
         )
     model.load_state_dict(dict(placed), strict=True, assign=True)

@@ -33,6 +33,7 @@ from helios.kernels import E4M3
 from helios.model import Fp8Config, check_transformer, load_transformer, save_transformer
 from helios.pipeline.engine import EngineConfig
 from helios.pipeline.hub import PUBLISHED, HubId, HubModel, find_on_hub
+from helios.pipeline.memory import close_gaps
 from helios.pipeline.pipeline import Pipeline
 from helios.pipeline.plan import LEAN_GROUP, arithmetic, blocks_away, check_fits
 from helios.pipeline.request import GenerationConfig
@@ -155,6 +156,8 @@ def load_inspected(
     if device.type == "cuda" and device.index is not None:
         # Kernels are launched on the current device, whatever device their tensors are on.
         torch.cuda.set_device(device)
+    if lean:
+        close_gaps()
     check_fits(model, device, dtype, low_memory=lean)
     if model.hub is not None:
         model.hub.fetch(lambda line: print(f"downloading {line}", file=sys.stderr, flush=True))
@@ -189,6 +192,7 @@ def load_inspected(
     )
     if lean:
         codec.group, pipeline.ahead = LEAN_GROUP, False
+        torch.cuda.empty_cache()
     return pipeline
 
 

@@ -76,5 +76,6 @@ def _free(device: torch.device) -> float:
     """Bytes that this process may still take on a CUDA device."""
     free, whole = torch.cuda.mem_get_info(device)
     # A share that was set for the process is none of the driver's business.
-    allowed = torch.cuda.get_per_process_memory_fraction(device) * whole
+    index = torch.cuda.current_device() if device.index is None else device.index
+    allowed = torch.cuda.get_per_process_memory_fraction(index) * whole
     return min(free, allowed - torch.cuda.memory_reserved(device))

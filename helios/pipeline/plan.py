@@ -68,6 +68,8 @@ LEAN_GROUP = 1
 """Latent frames that are decoded at a time where memory is short."""
 _SLOTS = 2
 """Blocks from host memory that have room on the device: the one that runs, and the next."""
+_GAPS = 0.03
+"""Of what is used of a GPU's memory, what the allocator holds beside it and cannot use."""
 _BUS = 2e10
 """Bytes a second from host memory to a device."""
 _GRAPHS = 3
@@ -236,10 +238,13 @@ def forecast(
     ]
     decode = decode_flops(autoencoder, rows, columns)
     on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
-    streamed = sizes.streamed(machine.memory - on_device) if lean and machine.memory else 0
+    room = None if machine.memory is None else machine.memory / (1 + _GAPS)
+    streamed = sizes.streamed(room - on_device) if lean and room is not None else 0
     away = streamed * sizes.block
     if streamed:
         on_device -= away - _SLOTS * sizes.block
+    if lean:
+        on_device = int(on_device * (1 + _GAPS))
     fps = None
     if machine.flops and machine.bandwidth:
         peak = machine.flops * EFFICIENCY * (1 if dtype.itemsize <= 2 else 0.5)
@@ -441,6 +446,11 @@ def chunk_memory(
         autoencoder, height, width, kind, group=LEAN_GROUP if low_memory else None
     )
     forward = transformer_activations(transformer, rows, columns, kind)
+    if overlapped or low_memory:
+        # There the decoder keeps its weights in another order as well.
+        decoder += sum(p.numel() for p in _empty_autoencoder(autoencoder).decoder.parameters()) * (
+            kind.itemsize
+        )
     if low_memory:
         words = 2 * transformer.num_layers * _TEXT_ROWS * transformer.width * kind.itemsize
         return words + max(forward, decoder)

@@ -12,7 +12,7 @@ from helios.model import (
     save_transformer,
 )
 from helios.model.quantised import MATRICES
-from helios.model.streaming import Guest, is_streamed, spread, stream_blocks
+from helios.model.streaming import Guest, Home, is_streamed, spread, stream_blocks
 from helios.pipeline.engine import Engine, EngineConfig
 
 from .cases import build, inputs
@@ -40,6 +40,25 @@ def test_what_comes_is_what_every_pass_multiplies_with():
     model = build()
     names = {n for n, _ in model.named_parameters() if is_streamed(n, range(99))}
     assert len(names) == len(MATRICES) * len(model.blocks)
+
+
+def test_a_home_holds_copies_side_by_side(monkeypatch):
+    monkeypatch.setattr("helios.model.streaming._PIECE", 1024)
+    taken, empty = [], torch.empty
+
+    def counted(size, *, dtype, pin_memory=False):
+        taken.append((size, pin_memory))
+        return empty(size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", counted)
+    given = [torch.randn(3, 5), torch.ones(7).to(torch.float8_e4m3fn), torch.randn(256)]
+    home = Home("cuda")
+    kept = [home.keep(tensor) for tensor in given]
+    for one, other in zip(kept, given, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one.float(), other.float())
+    assert kept[1].data_ptr() - kept[0].data_ptr() == 64
+    assert taken == [(0, False), (1024, True), (1024, True)]
 
 
 @torch.no_grad()

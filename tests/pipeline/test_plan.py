@@ -14,7 +14,8 @@ import helios
 from helios.codec import AutoencoderConfig
 from helios.history import History
 from helios.model import HeliosTransformer, TransformerConfig
-from helios.pipeline import MACHINES, Machine, forecast, inspect_model, measure
+from helios.pipeline import MACHINES, Machine, find_machine, forecast, inspect_model, measure
+from helios.pipeline.memory import close_gaps
 from helios.pipeline.plan import (
     check_chunk_fits,
     check_fits,
@@ -110,9 +111,10 @@ def test_the_published_model_in_figures(tiny_random: Path, tmp_path: Path) -> No
     block = narrow // 40 + scales // 40 + 2 * 5120**2
     tight = forecast(model, MACHINES["rtx4080"], torch.float8_e4m3fn, low_memory=True)
     assert tight.problems() == {}
-    missing = frugal.device - (MACHINES["rtx4080"].memory or 0)
+    missing = (frugal.device - (MACHINES["rtx4080"].memory or 0)) / 1.03
     assert tight.streamed == math.ceil(missing / block) + 2
-    assert tight.device == frugal.device - (tight.streamed - 2) * block
+    less = 1.03 * (tight.streamed - 2) * block
+    assert tight.device == pytest.approx(frugal.device - less, abs=2)
     assert tight.host == frugal.host + tight.streamed * block
     assert forecast(model, small, torch.bfloat16, low_memory=True).problems() == {}
     least = replace(small, memory=6e9)
@@ -161,3 +163,38 @@ def test_disk_and_memory_problems_are_named(tiny_random: Path) -> None:
     assert set(full.problems()) == {"disk"}
     cramped = replace(found, machine=replace(PLENTY, kind="cuda", host=1.0))
     assert "host memory" in cramped.problems()["memory"]
+
+
+def test_what_is_free_on_a_gpu_of_which_nobody_said_the_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``torch.device("cuda")`` has no index, and not all of PyTorch's functions take that."""
+
+    def share(device: int | torch.device) -> float:
+        if isinstance(device, torch.device) and device.index is None:
+            raise ValueError(f"a torch.device with a specified index is expected, not {device}")
+        return 0.5
+
+    for name, value in {
+        "get_device_name": lambda _: "NVIDIA H200",
+        "current_device": lambda: 0,
+        "mem_get_info": lambda _: (90.0, 100.0),
+        "memory_reserved": lambda _: 10.0,
+        "get_per_process_memory_fraction": share,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for device in ("cuda", "cuda:0"):
+        found = find_machine(torch.device(device))
+        assert (found.memory, found.flops) == (40.0, 989e12)
+
+
+def test_settings_that_users_made_for_the_allocator_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    close_gaps()
+    assert told == []
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    close_gaps()
+    assert told == ["expandable_segments:True"]

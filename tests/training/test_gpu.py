@@ -13,6 +13,7 @@ from helios.training import train
 
 pytestmark = pytest.mark.gpu
 
+INITIAL = "stage.initial=helios/assets/tiny"
 RING = ["stage.data.group=8", "stage.data.first_groups=2", "stage.data.refresh_every=4"]
 
 
@@ -39,7 +40,7 @@ def test_both_presets_learn(tmp_path):
 
 def test_stage2_learns_and_its_result_makes_three_chunks(tmp_path):
     short = [*RING, "trainer.log_every=10", "trainer.optimizer.warmup_steps=10"]
-    settings = [*short, "trainer.steps=50", "stage.batch=16", "stage.validation_clips=8"]
+    settings = [*short, "trainer.steps=50", "stage.batch=16", "stage.validation_clips=8", INITIAL]
     config = override(training_preset("tiny-stage2"), [*settings, "stage.sample_clips=1"])
     report = train(config, tmp_path, device="cuda")
     assert report["unseen_loss"] < 1.5
@@ -50,7 +51,7 @@ def test_stage2_learns_and_its_result_makes_three_chunks(tmp_path):
 
 
 def test_packed_and_compiled_or_not_the_loss_is_the_same():
-    settings = [*RING, "stage.batch=8", "stage.sample_clips=0"]
+    settings = [*RING, "stage.batch=8", "stage.sample_clips=0", INITIAL]
     found = []
     for packed, compiled in ((True, True), (True, False), (False, False)):
         config = override(training_preset("tiny-stage2"), [*settings, f"stage.packed={packed}"])
