@@ -437,7 +437,7 @@ def chunk_memory(
         width: likewise.
         dtype: of both networks.
         overlapped: as on CUDA, where a chunk is decoded beside the making of the next and the graph
-            of each scale keeps its memory. At 14B and 384x640 that is 10.1 GB; an H200 took 11.7.
+            of each scale keeps its memory. At 14B and 384x640 that is 10.2 GB; an H200 held 8.2.
         low_memory: one after the other, decoding in groups of latents.
     """
     rows, columns = latent_size(height, width)
