@@ -42,6 +42,7 @@ from torch import Tensor
 
 import helios
 from helios.codec import AutoencoderConfig, Codec, WanAutoencoder, save_codec
+from helios.kernels import gpu_number
 from helios.model import (
     HeliosTransformer,
     TransformerConfig,
@@ -360,10 +361,9 @@ def one_phase(options: argparse.Namespace) -> dict[str, Any]:
     if options.phase == "write":
         return write(options.folder, size, device)
     if options.memory is not None and device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        whole = torch.cuda.get_device_properties(index).total_memory
+        whole = torch.cuda.get_device_properties(device).total_memory
         allowed = (options.memory * GB - CONTEXT) / whole
-        torch.cuda.set_per_process_memory_fraction(allowed, index)
+        torch.cuda.set_per_process_memory_fraction(allowed, gpu_number(device))
     if options.phase == "run":
         return run(options.folder, size, device, options.dtype, low_memory=options.low_memory)
     stages = compare(options.folder, random_text(size), size.height, size.width, device)

@@ -9,6 +9,8 @@
 #   SECONDS_EACH=215 SEEDS="0 1 2" ARMS="full no-corruption" CODEC=helios/assets/tiny recipes/ablations.sh [OUT]
 #   AT_ONCE=6 SECONDS_EACH=1290 …    # six share a GPU, which never waits for a compiler then
 #   SETTINGS="--set stage.batch=64" …
+# Variables that hold several words are split on purpose.
+# shellcheck disable=SC2086
 set -euo pipefail
 
 export out="${1:-runs/arms}" helios="${HELIOS:-.venv/bin/helios}" codec="${CODEC:-helios/assets/tiny}"
@@ -17,7 +19,6 @@ export seconds="${SECONDS_EACH:-215}" settings="${SETTINGS:-}"
 train() { # ARM SEED
   local remedy=()
   if [ "$1" != full ]; then remedy=(--ablation "$1"); fi
-  # shellcheck disable=SC2086
   $helios train tiny-stage1 --codec "$codec" "${remedy[@]}" --out "$out/$1-$2" --resume auto \
     --set trainer.max_seconds="$seconds" --set trainer.seed="$2" --set stage.sample_clips=0 $settings \
     >"$out/$1-$2.log" 2>&1 || { tail -n 3 "$out/$1-$2.log" >&2; exit 1; }

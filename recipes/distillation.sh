@@ -9,6 +9,8 @@
 #   SECONDS_EACH=420 ODE_SECONDS=240 SEED=0 CAPTIONS=4096 JUDGED=1000 …
 #   HELIOS=.venv/bin/helios AT_ONCE=4 SECONDS_EACH=3360 …    # one GPU, which four students share
 #   SETTINGS="--set stage.batch=32" …                        # of the students
+# Variables that hold several words are split on purpose.
+# shellcheck disable=SC2086
 set -euo pipefail
 
 export out="${1:-runs/distillation}" base="${BASE:?the flat model of stage 1}"
@@ -16,16 +18,12 @@ export mid="${MID:?the model of stage 2}" seconds="${SECONDS_EACH:-420}" setting
 export helios="${HELIOS:-.venv/bin/torchrun --standalone --nproc-per-node 2 -m helios}"
 export common="--resume auto --set trainer.seed=${SEED:-0} --set stage.sample_clips=0"
 
-# shellcheck disable=SC2086
-{
-  $helios precompute trajectories "$mid/model" --out "$out/trajectories" \
-    --scenes "${CAPTIONS:-4096}" --guidance-scale 3
-  $helios train tiny-stage3-ode --initial "$mid" --out "$out/warm-up" $common \
-    --set stage.trajectories="$out/trajectories" --set trainer.max_seconds="${ODE_SECONDS:-240}"
-}
+$helios precompute trajectories "$mid/model" --out "$out/trajectories" \
+  --scenes "${CAPTIONS:-4096}" --guidance-scale 3
+$helios train tiny-stage3-ode --initial "$mid" --out "$out/warm-up" $common \
+  --set stage.trajectories="$out/trajectories" --set trainer.max_seconds="${ODE_SECONDS:-240}"
 
 student() { # NAME INITIAL SETTINGS…
-  # shellcheck disable=SC2086
   $helios train tiny-stage3 --out "$out/$1" --initial "$2" $common --set stage.teacher="$base" \
     --set trainer.max_seconds="$seconds" $settings "${@:3}" \
     >"$out/$1.log" 2>&1 || { tail -n 3 "$out/$1.log" >&2; exit 1; }

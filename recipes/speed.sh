@@ -16,7 +16,7 @@
 set -euo pipefail
 
 python="${PYTHON:-.venv/bin/python}"
-out="${OUT:-runs/speed}"
+out="${OUT:-runs/speed}" folder="${FOLDER:-runs/full-size}"
 mkdir -p "$out"
 export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" PYTHONUNBUFFERED=1
 wide=(--device cuda --dtype bfloat16 --rounds 1)
@@ -39,11 +39,9 @@ case "${1:?which table: tests, scenes, kernels, fp8, packed, engines, steady, fu
       --forwards 2 --tune-decoder 3 "${wide[@]}" --out "$out/steady"
     ;;
   full-size)
-    "$python" benchmarks/bench_full_size.py "${FOLDER:-runs/full-size}" --device cuda \
-      --report "$out/full-size.json"
+    "$python" benchmarks/bench_full_size.py "$folder" --device cuda --report "$out/full-size.json"
     ;;
   low-memory)
-    folder="${FOLDER:-runs/full-size}"
     full_size() { "$python" benchmarks/bench_full_size.py "$folder" --device cuda "$@"; }
     if [ ! -f "$folder/model_index.json" ]; then full_size --phase write; fi
     for memory in 24 16 12; do

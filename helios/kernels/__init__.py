@@ -9,7 +9,7 @@ from helios.kernels.attention import (
     quantise_centred,
     quantise_heads,
 )
-from helios.kernels.dispatch import Machine, machine_of, plain, simulated
+from helios.kernels.dispatch import Machine, gpu_number, machine_of, plain, simulated
 from helios.kernels.e4m3 import E4M3
 from helios.kernels.gelu import gelu
 from helios.kernels.linear import linear, linear_gelu, product_error, side_by_side
@@ -46,6 +46,7 @@ __all__ = [
     "gated_add_layer_norm",
     "gated_add_modulated_norm",
     "gelu",
+    "gpu_number",
     "layer_norm",
     "linear",
     "linear_gelu",

@@ -27,6 +27,7 @@ from helios.kernels.kept import keep_compiled
 
 __all__ = [
     "Machine",
+    "gpu_number",
     "is_fast",
     "machine_of",
     "plain",
@@ -84,8 +85,12 @@ def machine_of(device: torch.device) -> Machine:
         return _State.simulated
     if device.type != "cuda":
         return Machine()
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _examine(index)
+    return _examine(gpu_number(device))
+
+
+def gpu_number(device: torch.device) -> int:
+    """The number of a CUDA device, which ``torch.device("cuda")`` leaves open."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @cache

@@ -157,10 +157,9 @@ def tokens_in_e4m3(model: HeliosTransformer) -> int | None:
 
 def make_room(model: HeliosTransformer, attention_from: int | None, names: Collection[str]) -> None:
     """Make the layers ``names`` of a model on the meta device ready for stored e4m3 weights."""
-    known = set(MATRICES)
     for name in names:
         place, _, rest = name.removeprefix("blocks.").partition(".")
-        if not name.startswith("blocks.") or rest not in known:
+        if not name.startswith("blocks.") or rest not in MATRICES:
             continue
         owner = model.get_submodule(f"blocks.{place}.{rest.partition('.')[0]}")
         layer = cast(nn.Linear, owner.get_submodule(name.rpartition(".")[2]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from helios.kernels import gpu_number
 from helios.pipeline.memory import available_memory
 
 __all__ = ["MACHINES", "Machine", "find_machine"]
@@ -76,6 +77,5 @@ def _free(device: torch.device) -> float:
     """Bytes that this process may still take on a CUDA device."""
     free, whole = torch.cuda.mem_get_info(device)
     # A share that was set for the process is none of the driver's business.
-    index = torch.cuda.current_device() if device.index is None else device.index
-    allowed = torch.cuda.get_per_process_memory_fraction(index) * whole
+    allowed = torch.cuda.get_per_process_memory_fraction(gpu_number(device)) * whole
     return min(free, allowed - torch.cuda.memory_reserved(device))

@@ -238,12 +238,12 @@ def forecast(
     ]
     decode = decode_flops(autoencoder, rows, columns)
     on_device = sizes.total + activations + int(_RUNTIME[machine.kind])
-    room = None if machine.memory is None else machine.memory / (1 + _GAPS)
-    streamed = sizes.streamed(room - on_device) if lean and room is not None else 0
-    away = streamed * sizes.block
-    if streamed:
-        on_device -= away - _SLOTS * sizes.block
+    streamed = away = 0
     if lean:
+        if machine.memory is not None:
+            streamed = sizes.streamed(machine.memory / (1 + _GAPS) - on_device)
+        away = streamed * sizes.block
+        on_device -= away - min(streamed, _SLOTS) * sizes.block
         on_device = int(on_device * (1 + _GAPS))
     fps = None
     if machine.flops and machine.bandwidth:
@@ -438,7 +438,7 @@ def chunk_memory(
         dtype: of both networks.
         overlapped: as on CUDA, where a chunk is decoded beside the making of the next and the graph
             of each scale keeps its memory. At 14B and 384x640 that is 10.2 GB; an H200 held 8.2.
-        low_memory: one after the other, decoding in groups of latents.
+        low_memory: on CUDA one after the other, decoding in groups of latents.
     """
     rows, columns = latent_size(height, width)
     kind = arithmetic(dtype)
@@ -446,11 +446,10 @@ def chunk_memory(
         autoencoder, height, width, kind, group=LEAN_GROUP if low_memory else None
     )
     forward = transformer_activations(transformer, rows, columns, kind)
-    if overlapped or low_memory:
+    if overlapped:
         # There the decoder keeps its weights in another order as well.
-        decoder += sum(p.numel() for p in _empty_autoencoder(autoencoder).decoder.parameters()) * (
-            kind.itemsize
-        )
+        weights = _empty_autoencoder(autoencoder).decoder.parameters()
+        decoder += sum(weight.numel() for weight in weights) * kind.itemsize
     if low_memory:
         words = 2 * transformer.num_layers * _TEXT_ROWS * transformer.width * kind.itemsize
         return words + max(forward, decoder)
