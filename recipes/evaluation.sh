@@ -7,7 +7,8 @@
 #   DISTILLED=DIR recipes/evaluation.sh hour                            # about 6, on one GPU
 #   MODEL=DIR recipes/evaluation.sh heliosbench                         # about 8
 #
-# Minutes are estimates for one H200. GPUS=4 deals the work to four of them. Plots go to docs/plots.
+# Minutes are estimates for one H200. GPUS=4 deals the work to four of them; AT_ONCE=8 lets as many
+# arms of the drift table share one. Plots go to docs/plots.
 set -euo pipefail
 
 gpus="${GPUS:-1}"
@@ -26,10 +27,19 @@ case "$1" in
       --report "$out" --plots docs/plots/distillation
     ;;
   drift)
-    arms=()
-    for arm in ${ARMS:-}; do arms+=(--against "$arm@prompts=16"); done
-    $evaluate "full=$FULL" --suite drift --captions "${CAPTIONS:-64}" --lengths 81,240,720,1440 \
-      "${arms[@]}" --ceilings --report "$out" --plots docs/plots/drift
+    settings="--suite drift --captions ${CAPTIONS:-64} --lengths 81,240,720,1440 --report $out"
+    arms=() alone=("full=${FULL%%,*}@prompts=1 --ceilings")
+    for model in ${FULL//,/ }; do alone+=("full=$model --no-renders"); done
+    for arm in ${ARMS:-}; do
+      arms+=(--against "$arm@prompts=16")
+      models="${arm#*=}"
+      for model in ${models//,/ }; do alone+=("${arm%%=*}=$model@prompts=16 --no-renders"); done
+    done
+    if [ "${AT_ONCE:-1}" -gt 1 ]; then # one GPU, which several share: every training by itself
+      printf '%s\n' "${alone[@]}" | xargs -P "$AT_ONCE" -I {} bash -c "$evaluate {} $settings >/dev/null"
+    fi
+    # shellcheck disable=SC2086
+    $evaluate "full=$FULL" $settings "${arms[@]}" --ceilings --plots docs/plots/drift
     ;;
   hour)
     $evaluate "distilled=$DISTILLED" --suite drift --captions "${CAPTIONS:-8}" \

@@ -73,11 +73,14 @@ def test_the_arms_of_the_drift_table(tmp_path: Path, at_once: str) -> None:
         tmp_path, "ablations.sh", str(tmp_path / "arms"), AT_ONCE=at_once, SEEDS="0 1",
         SETTINGS="--set stage.batch=64",
     )  # fmt: skip
-    assert len(calls) == 12
+    start, *arms = calls
+    assert len(arms) == 12
     for call in calls:
         check(call)
-    seeds = {setting for call in calls for setting in call if setting.startswith("trainer.seed=")}
+    seeds = {setting for call in arms for setting in call if setting.startswith("trainer.seed=")}
     assert seeds == {"trainer.seed=0", "trainer.seed=1"}
+    folder = start[start.index("--out") + 1]
+    assert all(call[call.index("--initial") + 1] == folder for call in arms)
 
 
 def test_the_table_of_distillation(tmp_path: Path) -> None:
@@ -95,6 +98,21 @@ def test_the_tables_that_compare_models(tmp_path: Path, table: str) -> None:
     calls = calls_of(tmp_path, "evaluation.sh", table, MODEL="tiny", **models)
     assert [call[0] for call in calls] == ["evaluate"]
     check(calls[0])
+
+
+def test_trainings_that_share_a_gpu_are_measured_one_by_one(tmp_path: Path) -> None:
+    models = {"FULL": "d,e", "ARMS": "x=f,g y=h"}
+    calls = calls_of(tmp_path, "evaluation.sh", "drift", AT_ONCE="3", **models)
+    for call in calls:
+        check(call)
+    wanted = [
+        "full=d@prompts=1",
+        "full=d",
+        "full=e",
+        *(f"{m}@prompts=16" for m in ("x=f", "x=g", "y=h")),
+    ]
+    assert sorted(call[1] for call in calls[:-1]) == sorted(wanted)
+    assert calls[-1].count("--against") == 2
 
 
 @pytest.mark.parametrize(
