@@ -20,10 +20,11 @@ export out="${1:-runs/arms}" helios="${HELIOS:-.venv/bin/helios}" codec="${CODEC
 export seconds="${SECONDS_EACH:-215}" settings="${SETTINGS:-}"
 
 train() { # NAME SECONDS SEED SETTINGS…
-  if [ -f "$out/$1/report.json" ]; then return; fi # finished
+  if [ -f "$out/$1/finished" ]; then return; fi
   $helios train tiny-stage1 --codec "$codec" --out "$out/$1" --resume auto --set stage.sample_clips=0 \
     --set trainer.max_seconds="$2" --set trainer.seed="$3" "${@:4}" \
     >"$out/$1.log" 2>&1 || { tail -n 3 "$out/$1.log" >&2; exit 1; }
+  touch "$out/$1/finished"
   echo "$out/$1: $(tail -n 1 "$out/$1.log")"
 }
 

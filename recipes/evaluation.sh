@@ -2,13 +2,13 @@
 # The tables of docs/results.md that compare models, each by one command. Called from the
 # repository's root with the name of a table; records stay in OUT, so a stopped run goes on.
 #
-#   BASE=DIR MID=DIR DISTILLED=DIR recipes/evaluation.sh distillation   # about 6 GPU minutes
-#   FULL=DIR[,DIR...] ARMS="name=DIR[,DIR...] ..." recipes/evaluation.sh drift   # about 8
+#   BASE=DIR MID=DIR DISTILLED=DIR [ARMS="name=DIR ..."] recipes/evaluation.sh distillation   # about 6
+#   FULL=DIR[,DIR...] ARMS="name=DIR[,DIR...] ..." recipes/evaluation.sh drift   # 5 for ten trainings
 #   DISTILLED=DIR recipes/evaluation.sh hour                            # about 6, on one GPU
 #   MODEL=DIR recipes/evaluation.sh heliosbench                         # about 8
 #
-# Minutes are estimates for one H200. GPUS=4 deals the work to four of them; AT_ONCE=8 lets as many
-# arms of the drift table share one. Plots go to docs/plots.
+# Minutes are for one H200. GPUS=4 deals the work to four of them; with AT_ONCE=8 as many arms share
+# one, as the 5 minutes of the drift table want it. Plots go to docs/plots.
 set -euo pipefail
 
 gpus="${GPUS:-1}"
@@ -19,27 +19,35 @@ else
   evaluate="${HELIOS:-.venv/bin/helios} evaluate"
 fi
 
+compare() { # SETTINGS PLOTS NAME=MODEL[,MODEL…][@…]… — the first is what the others are held against
+  local settings="$1 --report $out" plots="$2" arm name models options alone=() against=()
+  shift 2
+  for arm in "${@:2}"; do against+=(--against "$arm"); done
+  if [ "${AT_ONCE:-1}" -gt 1 ]; then # every training by itself, and the renders
+    alone+=("'${1%%,*}@prompts=1' --ceilings")
+    for arm in "$@"; do
+      name="${arm%%=*}" models="${arm#*=}" options=""
+      if [[ "$models" == *@* ]]; then options="@${models#*@}" models="${models%%@*}"; fi
+      for models in ${models//,/ }; do alone+=("'$name=$models$options' --no-renders"); done
+    done
+    printf '%s\n' "${alone[@]}" | xargs -d '\n' -P "$AT_ONCE" -I {} bash -c "$evaluate {} $settings >/dev/null"
+  fi
+  # shellcheck disable=SC2086
+  $evaluate "$1" $settings "${against[@]}" --ceilings --plots "docs/plots/$plots"
+}
+
 case "$1" in
   distillation)
-    $evaluate "base 50=$BASE" --suite compare --captions "${CAPTIONS:-1000}" --seeds 2 --lengths 99 \
-      --against "mid 20-20-20=$MID" --against "distilled 2-2-2=$DISTILLED@steps=2,2,2" \
-      --against "distilled 1-1-1=$DISTILLED@steps=1,1,1" --ceilings \
-      --report "$out" --plots docs/plots/distillation
+    arms=("base 50=$BASE" "mid 20-20-20=$MID")
+    for arm in "distilled=$DISTILLED" ${ARMS:-}; do
+      for steps in 2,2,2 1,1,1; do arms+=("${arm%%=*} ${steps//,/-}=${arm#*=}@steps=$steps"); done
+    done
+    compare "--suite compare --captions ${CAPTIONS:-500} --seeds 2 --lengths 99" distillation "${arms[@]}"
     ;;
   drift)
-    settings="--suite drift --captions ${CAPTIONS:-64} --lengths 81,240,720,1440 --report $out"
-    arms=() alone=("full=${FULL%%,*}@prompts=1 --ceilings")
-    for model in ${FULL//,/ }; do alone+=("full=$model --no-renders"); done
-    for arm in ${ARMS:-}; do
-      arms+=(--against "$arm@prompts=16")
-      models="${arm#*=}"
-      for model in ${models//,/ }; do alone+=("${arm%%=*}=$model@prompts=16 --no-renders"); done
-    done
-    if [ "${AT_ONCE:-1}" -gt 1 ]; then # one GPU, which several share: every training by itself
-      printf '%s\n' "${alone[@]}" | xargs -P "$AT_ONCE" -I {} bash -c "$evaluate {} $settings >/dev/null"
-    fi
-    # shellcheck disable=SC2086
-    $evaluate "full=$FULL" $settings "${arms[@]}" --ceilings --plots docs/plots/drift
+    arms=("full=$FULL")
+    for arm in ${ARMS:-}; do arms+=("$arm@prompts=16"); done
+    compare "--suite drift --captions ${CAPTIONS:-64} --lengths 81,240,720,1440" arms "${arms[@]}"
     ;;
   hour)
     $evaluate "distilled=$DISTILLED" --suite drift --captions "${CAPTIONS:-8}" \

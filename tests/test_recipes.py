@@ -87,9 +87,18 @@ def test_the_table_of_distillation(tmp_path: Path) -> None:
     calls = calls_of(
         tmp_path, "distillation.sh", str(tmp_path / "out"), BASE="base", MID="mid", AT_ONCE="4"
     )
-    assert [call[0] for call in calls] == ["precompute", *["train"] * 5, "evaluate"]
+    commands = [call[0] for call in calls]
+    arms = 2 + 5 * 2  # Base, Mid, and five students at two numbers of steps
+    assert commands == ["precompute", *["train"] * 5, *["evaluate"] * (1 + arms), "evaluate"]
     for call in calls:
         check(call)
+    assert calls[-1].count("--against") == arms - 1
+
+
+def test_what_is_trained_is_not_trained_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        calls = calls_of(tmp_path, "ablations.sh", str(tmp_path / "arms"), ARMS="full no-anchor")
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("table", ["distillation", "drift", "hour", "heliosbench"])

@@ -20,7 +20,7 @@ from helios.model import HeliosTransformer, reset_parameters
 from helios.pipeline import Pipeline, Request, Resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -89,6 +89,7 @@ def stream_batch(
     guidance_scale: float | None = None,
     images: Tensor | None = None,
     videos: Tensor | None = None,
+    retouch: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Chunk after chunk of one batch: memory does not grow with the length.
 
@@ -101,6 +102,7 @@ def stream_batch(
         guidance_scale: strength of the prompt; the checkpoint's own if not given.
         images: uint8 ``[B, H, W, 3]``, to start from.
         videos: uint8 ``[B, T, H, W, 3]`` with T of at least 33, to continue.
+        retouch: makes of the number and the latents of a chunk what is shown and remembered.
 
     Yields:
         float32 ``[B, 16, 9, h, w]`` on the model's device.
@@ -118,7 +120,7 @@ def stream_batch(
         guidance_scale=guidance_scale,
     )
     resolved = pipe.defaults.resolve(request, pipe.schedule)
-    return _chunks(pipe, resolved, prompts, seeds, num_chunks, images, videos)
+    return _chunks(pipe, resolved, prompts, seeds, num_chunks, images, videos, retouch)
 
 
 def chunk_latents(latents: Tensor, chunk: int) -> Tensor:
@@ -143,6 +145,7 @@ def _chunks(
     num_chunks: int,
     images: Tensor | None,
     videos: Tensor | None,
+    retouch: Callable[[int, Tensor], Tensor] | None,
 ) -> Iterator[Tensor]:
     generators = [torch.Generator(pipe.device).manual_seed(seed) for seed in seeds]
     start = None if images is None else images[:, None]
@@ -154,6 +157,8 @@ def _chunks(
         with torch.no_grad():
             window = HistoryWindow.stack([history.window() for history in histories])
             clean = pipe.sample(chunk, resolved, generators, window, text, without)
+            if retouch is not None:
+                clean = retouch(chunk, clean)
             parts = clean.split(1)
             histories = [h.append(part) for h, part in zip(histories, parts, strict=True)]
         yield clean.float()

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from helios.evaluation.clips import to_bytes
-from helios.evaluation.degrade import blur
 from helios.evaluation.heliosbench import Bench, takes_of
 from helios.evaluation.metrics.judge_file import JUDGE_FOLDER, load_judge
-from helios.evaluation.metrics.scene_judge import to_input
 from helios.evaluation.pages.catalogue import figure
 from helios.evaluation.pages.tables import KEY_FIGURES
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import Take, TruthSource
+from helios.evaluation.spoil import add_noise, saturate, shift, soften
 from helios.evaluation.store import Results
 from helios.evaluation.summary import Arm, summary
 from helios.geometry import CHUNK_FRAMES
@@ -51,30 +49,13 @@ class Damage:
     apply: Callable[[Tensor, int, float, Tensor], Tensor]
 
 
-def _noise(frames: Tensor, chunk: int, strength: float) -> Tensor:
-    generator = torch.Generator(frames.device).manual_seed(chunk)
-    drawn = torch.randn(frames.shape, generator=generator, device=frames.device)
-    return (frames.float() + strength * drawn).round().clamp(0, 255).to(torch.uint8)
-
-
-def _blur(frames: Tensor, sigma: float) -> Tensor:
-    return frames if sigma <= 0 else to_bytes(blur(to_input(frames), sigma))
-
-
-def _saturate(frames: Tensor, factor: float) -> Tensor:
-    values = frames.float()
-    grey = values.mean(dim=-1, keepdim=True)
-    return torch.lerp(grey, values, factor).round().clamp(0, 255).to(torch.uint8)
-
-
-def _cast(frames: Tensor, levels: float) -> Tensor:
-    shift = torch.tensor([levels, 0.0, -levels], device=frames.device)
-    return (frames.float() + shift).round().clamp(0, 255).to(torch.uint8)
+def _warm(frames: Tensor, levels: float) -> Tensor:
+    return shift(frames, (levels, 0.0, -levels))
 
 
 def _flash(frames: Tensor, chunk: int) -> Tensor:
     """Every other chunk a little brighter: a jump at every border and none inside."""
-    return (frames.float() + 6 * (chunk % 2)).round().clamp(0, 255).to(torch.uint8)
+    return shift(frames, 6.0 * (chunk % 2))
 
 
 def _slow(frames: Tensor) -> Tensor:
@@ -84,13 +65,15 @@ def _slow(frames: Tensor) -> Tensor:
 
 DAMAGES: tuple[Damage, ...] = (
     Damage("none", lambda x, k, t, first: x),
-    Damage("blur 1 px", lambda x, k, t, first: _blur(x, 1.0)),
-    Damage("blur 2 px", lambda x, k, t, first: _blur(x, 2.0)),
-    Damage("noise 4 levels", lambda x, k, t, first: _noise(x, k, 4.0)),
-    Damage("saturation rising to x 1.4", lambda x, k, t, first: _saturate(x, 1 + 0.4 * t)),
-    Damage("warm cast rising to 12 levels", lambda x, k, t, first: _cast(x, 12 * t)),
-    Damage("blur rising to 2 px", lambda x, k, t, first: _blur(x, 2 * t)),
-    Damage("noise rising to 4 levels", lambda x, k, t, first: _noise(x, k, 4 * t)),
+    Damage("blur 1 px", lambda x, k, t, first: soften(x, 1.0)),
+    Damage("blur 2 px", lambda x, k, t, first: soften(x, 2.0)),
+    Damage("noise 4 levels", lambda x, k, t, first: add_noise(x, k, 4.0)),
+    Damage("saturation rising to x 1.4", lambda x, k, t, first: saturate(x, 1 + 0.4 * t)),
+    Damage(
+        "warm cast rising to 12 levels", lambda x, k, t, first: shift(x, (12 * t, 0.0, -12 * t))
+    ),
+    Damage("blur rising to 2 px", lambda x, k, t, first: soften(x, 2 * t)),
+    Damage("noise rising to 4 levels", lambda x, k, t, first: add_noise(x, k, 4 * t)),
     Damage("brightness jumps at borders", lambda x, k, t, first: _flash(x, k)),
     Damage("every chunk starts again", lambda x, k, t, first: first),
     Damage("every second frame repeated", lambda x, k, t, first: _slow(x)),

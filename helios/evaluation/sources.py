@@ -7,7 +7,7 @@ results are filed under.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +87,9 @@ class ModelSource:
         guidance: guidance scale; likewise.
     """
 
+    retouch: Callable[[int, Tensor], Tensor] | None = None
+    """What is done to the latents of a chunk, by its number, before they become the past."""
+
     def __init__(
         self,
         name: str,
@@ -125,6 +128,7 @@ class ModelSource:
             num_chunks=count,
             steps=self.steps,
             guidance_scale=self.guidance,
+            retouch=self.retouch,
         )
         while True:
             with counted(self.pipe) as work:

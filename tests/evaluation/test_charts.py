@@ -56,6 +56,17 @@ def test_everything_stays_inside_the_picture() -> None:
     assert names == [f"line {k}" for k in range(9)]
 
 
+def test_many_lines_can_be_told_apart() -> None:
+    few, many = (
+        ET.fromstring(line_chart("lines", [band(f"{k}", [1.0, 2.0]) for k in range(count)]))
+        for count in (4, 9)
+    )
+    assert len(list(few.iter(f"{SPACE}polygon"))) == 4
+    assert len(list(many.iter(f"{SPACE}polygon"))) == 1
+    styles = [line.get("style") for line in many.iter(f"{SPACE}polyline")]
+    assert len(set(styles)) == 9
+
+
 def test_points_and_their_intervals() -> None:
     rows = [("shape", [Dot(50, 40, 60), Dot(90, 85, 95)]), ("motion", [Dot(math.nan), Dot(70)])]
     root = ET.fromstring(dot_chart("right, %", rows, ["a", "b"], legend=False))

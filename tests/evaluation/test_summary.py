@@ -180,7 +180,19 @@ def test_reports_say_it_all_and_escape_it() -> None:
     titles = [table.title for table in tables(outcome.values)]
     assert "Time and memory over the length" in titles
     assert all(len(row) == len(t.header) for t in tables(outcome.values) for row in t.rows)
-    assert {"caption", "sharpness change", "captions"} >= set(plots(outcome.values))
+    drawn = plots(outcome.values)
+    apart = {"caption against", "sharpness against"}
+    assert apart < set(drawn) <= apart | {"caption", "sharpness change", "captions"}
+    assert "sharpness, 1e-4, less one" in drawn["sharpness against"]
+    assert "99 frames" in drawn["sharpness against"]
+    assert "renders" not in drawn["sharpness against"]
+    assert "Against one" in page
+
+
+def test_a_model_alone_is_held_against_none() -> None:
+    outcome = evaluation(arm("one", 20), arm("renders", 20, seed=2))
+    assert not any(name.endswith("against") for name in plots(outcome.values))
+    assert "Against" not in html(outcome)
 
 
 def test_figures_are_written_as_people_write_them() -> None:

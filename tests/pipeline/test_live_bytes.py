@@ -53,7 +53,7 @@ def test_a_pass_holds_what_is_planned(monkeypatch: pytest.MonkeyPatch, fp8: bool
 def test_a_decoding_holds_what_is_planned(
     monkeypatch: pytest.MonkeyPatch, group: int, gib: float
 ) -> None:
-    """An H200 took 6.0 and 2.0 GiB (docs/results/decoder-h200.json)."""
+    """An H200 took 6.0 and 2.0 GiB (docs/results/decoder-h200.json.gz)."""
     pretend_hopper(monkeypatch)
     config = AutoencoderConfig()
     with LiveBytes() as live:

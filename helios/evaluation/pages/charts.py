@@ -14,7 +14,10 @@ from html import escape
 __all__ = ["PALETTE", "STYLE", "Band", "Dot", "bar_chart", "dot_chart", "line_chart"]
 
 PALETTE = 8
-"""Colours there are; further lines begin again."""
+"""Colours there are; further lines begin again, dashed."""
+
+MOST_AREAS = 4
+"""Of more lines than these only the first has its area, since areas hide each other."""
 
 STYLE = """
 .plot{--ink:#1d2430;--faint:#6b7280;--grid:#e5e7eb;--paper:#fff;
@@ -115,8 +118,9 @@ def line_chart(
     if x_label:
         body.append(_text(width - RIGHT, height - 3, x_label, anchor="end"))
     for number, band in enumerate(bands):
-        colour = f"var(--s{number % PALETTE})"
-        body += _area(band, place, colour) + _path(band, place, colour)
+        if number == 0 or len(bands) <= MOST_AREAS:
+            body += _area(band, place, number)
+        body += _path(band, place, number)
     rows = 0
     if legend:
         rows, names = _legend([band.name for band in bands], width, height)
@@ -167,7 +171,7 @@ def dot_chart(
             if not math.isfinite(dot.value):
                 continue
             y = top + 5 + pitch * (number + 0.5)
-            colour = f"var(--s{number % PALETTE})"
+            colour = _colour(number)
             if math.isfinite(dot.low) and math.isfinite(dot.high):
                 body.append(
                     f'<line class="whisker" x1="{at(dot.low):.1f}" x2="{at(dot.high):.1f}" '
@@ -219,7 +223,7 @@ def bar_chart(
         for number, part in enumerate(parts):
             body.append(
                 f'<rect x="{x:.1f}" y="{top}" width="{scale * part:.1f}" height="{tall - 8}" '
-                f'style="fill:var(--s{number % PALETTE})"/>'
+                f'style="fill:{_colour(number)}"/>'
             )
             x += scale * part
     extra, keys = _legend(names, width, height)
@@ -236,10 +240,19 @@ def _svg(title: str, body: Sequence[str], width: int, height: int, *, alone: boo
     )
 
 
+def _colour(number: int) -> str:
+    return f"var(--s{number % PALETTE})"
+
+
+def _stroke(number: int) -> str:
+    dashes = "" if number < PALETTE else ";stroke-dasharray:5 4"
+    return f"stroke:{_colour(number)}{dashes}"
+
+
 def _area(
-    band: Band, place: Callable[[float, float], tuple[float, float]], colour: str
+    band: Band, place: Callable[[float, float], tuple[float, float]], number: int
 ) -> list[str]:
-    parts = []
+    parts, colour = [], _colour(number)
     for piece in _pieces(band.low, band.high):
         upper = [place(band.x[i], band.high[i]) for i in piece]
         lower = [place(band.x[i], band.low[i]) for i in reversed(piece)]
@@ -249,17 +262,19 @@ def _area(
 
 
 def _path(
-    band: Band, place: Callable[[float, float], tuple[float, float]], colour: str
+    band: Band, place: Callable[[float, float], tuple[float, float]], number: int
 ) -> list[str]:
     parts = []
     for piece in _pieces(band.mean):
         points = [place(band.x[i], band.mean[i]) for i in piece]
         if len(points) == 1:
             x, y = points[0]
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:{colour}"/>')
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:{_colour(number)}"/>'
+            )
             continue
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline class="line" points="{line}" style="stroke:{colour}"/>')
+        parts.append(f'<polyline class="line" points="{line}" style="{_stroke(number)}"/>')
     return parts
 
 
@@ -282,10 +297,9 @@ def _legend(names: Sequence[str], width: int, height: int) -> tuple[int, list[st
         if x > 14 and x + space > width:
             x, row = 14.0, row + 1
         y = height + 12 + 18 * row
-        colour = f"var(--s{number % PALETTE})"
         parts.append(
             f'<line class="line" x1="{x:.0f}" x2="{x + 14:.0f}" y1="{y - 4}" y2="{y - 4}" '
-            f'style="stroke:{colour}"/>'
+            f'style="{_stroke(number)}"/>'
         )
         parts.append(_text(x + 19, y, name, "name"))
         x += space + 10

@@ -40,6 +40,15 @@ CARDS = ("caption", "delta_e", "flicker", "snap_back", "smoothness", "noise")
 
 MOST_CARDS = 6
 
+DIFFERENCES = (
+    ("caption", "change"),
+    ("delta_e", "value"),
+    ("saturation", "change"),
+    ("sharpness", "change"),
+    ("flicker", "value"),
+)
+"""Plots of paired differences: figure, and whether of the whole video or of its drift."""
+
 _PAGE_STYLE = """
 :root{color-scheme:light dark;--ink:#1d2430;--faint:#5d6675;--edge:#e3e6eb;--paper:#fff;
 --page:#f5f6f8}
@@ -113,7 +122,7 @@ def plots(values: Mapping[str, Any]) -> dict[str, str]:
         for name, bands in _bands(values).items()
     }
     dots = _attributes(values, alone=True)
-    return found | ({"captions": dots} if dots else {})
+    return found | ({"captions": dots} if dots else {}) | _differences(values, alone=True)
 
 
 def html(evaluation: Evaluation) -> str:
@@ -134,6 +143,10 @@ def html(evaluation: Evaluation) -> str:
     dots = _attributes(values)
     if dots:
         parts.append(f'<h2>What captions say</h2><div class="plotbox wide">{dots}</div>')
+    apart = _differences(values).values()
+    if apart:
+        drawn = "".join(f'<div class="plotbox">{drawing}</div>' for drawing in apart)
+        parts.append(f'<h2>Against {escape(arms[0])}</h2><div class="plots">{drawn}</div>')
     parts += [_table(table) for table in tables(values)]
     parts.append(_sheets(evaluation.strips))
     if values["missing"]:
@@ -241,6 +254,26 @@ def _attributes(values: Mapping[str, Any], *, alone: bool = False) -> str:
         return ""
     title = f"Right in all chunks of {length} frames, %"
     return dot_chart(title, rows, list(arms), alone=alone)
+
+
+def _differences(values: Mapping[str, Any], *, alone: bool = False) -> dict[str, str]:
+    """Every other model less the first, paired: a row per model, a colour per length."""
+    lengths = values["lengths"]
+    models = list(dict.fromkeys(pair["ours"] for pair in values["pairs"]))
+    found = {(pair["ours"], pair["length"]): pair["figures"] for pair in values["pairs"]}
+    result = {}
+    for name, part in DIFFERENCES:
+        rows = []
+        for model in models:
+            estimates = [found[model, n].get(name, {}).get(part) or {} for n in lengths]
+            ends = [[e.get(key) for key in ("value", "low", "high")] for e in estimates]
+            rows.append((model, [Dot(*_scaled(name, row)) for row in ends]))
+        if any(math.isfinite(dot.value) for _, dots in rows for dot in dots):
+            what = "change of " if part == "change" else ""
+            title = f"{what}{figure(name).title}, less {values['order'][0]}"
+            colours = [f"{length} frames" for length in lengths]
+            result[f"{name} against"] = dot_chart(title, rows, colours, alone=alone, zero=True)
+    return result
 
 
 def _legend(names: Sequence[str]) -> str:
