@@ -38,7 +38,7 @@ compare() { # SETTINGS PLOTS NAME=MODEL[,MODEL…][@…]… — the first is wha
 
 case "$1" in
   distillation)
-    arms=("base 50=$BASE" "mid 20-20-20=$MID")
+    arms=("base 50=$BASE@steps=50" "mid 20-20-20=$MID@steps=20,20,20")
     for arm in "distilled=$DISTILLED" ${ARMS:-}; do
       for steps in 2,2,2 1,1,1; do arms+=("${arm%%=*} ${steps//,/-}=${arm#*=}@steps=$steps"); done
     done

@@ -105,9 +105,9 @@ class SpoiltSource(ModelSource):
             return latents
         codec = self.pipe.codec
         frames = decode(codec, latents.float())
-        return encode(codec, frames if self._spoil is None else self._spoil.apply(frames)).to(
-            latents
-        )
+        if self._spoil is not None:
+            frames = self._spoil.apply(frames)
+        return encode(codec, frames).to(latents)
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,11 @@ def _recovery(
     model: str, spoil: Spoil, spoilt: Sequence[Sequence[Record]], twins: Sequence[Sequence[Record]]
 ) -> Recovery:
     """Of lists of records, one list per training."""
-    apart = [
-        [
-            one.curves[spoil.figure] - other.curves[spoil.figure]
-            for one, other in zip(*pair, strict=True)
-        ]
-        for pair in zip(spoilt, twins, strict=True)
-    ]
-    rows = np.mean(np.asarray(apart, np.float64), axis=0)[:, SPOILT:]
+    with_damage, without = (
+        np.array([[record.curves[spoil.figure] for record in records] for records in trainings])
+        for trainings in (spoilt, twins)
+    )
+    rows = (with_damage - without).astype(np.float64).mean(axis=0)[:, SPOILT:]
     excess = float(rows[:, 0].mean())
     return Recovery(model, spoil, excess, np.stack(curve(list(rows / excess))))
 
@@ -202,7 +199,8 @@ def table(found: Sequence[Recovery]) -> str:
     count = found[0].left.shape[1]
     heads = ["| | |", *(f" {k} later |" for k in range(1, count))]
     lines = ["".join(heads), "|---" * (count + 1) + "|"]
-    for one in sorted(found, key=lambda one: [s.name for s in SPOILS].index(one.spoil.name)):
+    order = list(dict.fromkeys(one.spoil for one in found))
+    for one in sorted(found, key=lambda one: order.index(one.spoil)):
         cells = [
             f"{100 * value:.0f} ({100 * low:.0f} to {100 * high:.0f})"
             for value, low, high in one.left.T[1:]
