@@ -19,9 +19,9 @@ else
   evaluate="${HELIOS:-.venv/bin/helios} evaluate"
 fi
 
-compare() { # SETTINGS PLOTS NAME=MODEL[,MODEL…][@…]… — the first is what the others are held against
-  local settings="$1 --report $out" plots="$2" arm name models options alone=() against=()
-  shift 2
+compare() { # SUITE PLOTS SETTINGS NAME=MODEL[,MODEL…][@…]… — the first is held against the others
+  local suite="$1" plots="$2" settings="$3 --report $out" arm name models options alone=() against=()
+  shift 3
   for arm in "${@:2}"; do against+=(--against "$arm"); done
   if [ "${AT_ONCE:-1}" -gt 1 ]; then # every training by itself, and the renders
     alone+=("'${1%%,*}@prompts=1' --ceilings")
@@ -30,10 +30,11 @@ compare() { # SETTINGS PLOTS NAME=MODEL[,MODEL…][@…]… — the first is wha
       if [[ "$models" == *@* ]]; then options="@${models#*@}" models="${models%%@*}"; fi
       for models in ${models//,/ }; do alone+=("'$name=$models$options' --no-renders"); done
     done
-    printf '%s\n' "${alone[@]}" | xargs -d '\n' -P "$AT_ONCE" -I {} bash -c "$evaluate {} $settings >/dev/null"
+    printf '%s\n' "${alone[@]}" | xargs -d '\n' -P "$AT_ONCE" -I {} \
+      bash -c "$evaluate {} --suite drift $settings >/dev/null"
   fi
   # shellcheck disable=SC2086
-  $evaluate "$1" $settings "${against[@]}" --ceilings --plots "docs/plots/$plots"
+  $evaluate "$1" --suite "$suite" $settings "${against[@]}" --ceilings --plots "docs/plots/$plots"
 }
 
 case "$1" in
@@ -42,12 +43,13 @@ case "$1" in
     for arm in "distilled=$DISTILLED" ${ARMS:-}; do
       for steps in 2,2,2 1,1,1; do arms+=("${arm%%=*} ${steps//,/-}=${arm#*=}@steps=$steps"); done
     done
-    compare "--suite compare --captions ${CAPTIONS:-500} --seeds 2 --lengths 99" distillation "${arms[@]}"
+    compare compare distillation \
+      "--captions ${CAPTIONS:-500} --seeds 2 --lengths 99 --speed-chunks 0" "${arms[@]}"
     ;;
   drift)
     arms=("full=$FULL")
     for arm in ${ARMS:-}; do arms+=("$arm@prompts=16"); done
-    compare "--suite drift --captions ${CAPTIONS:-64} --lengths 81,240,720,1440" arms "${arms[@]}"
+    compare drift arms "--captions ${CAPTIONS:-64} --lengths 81,240,720,1440" "${arms[@]}"
     ;;
   hour)
     $evaluate "distilled=$DISTILLED" --suite drift --captions "${CAPTIONS:-8}" \
