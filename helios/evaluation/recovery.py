@@ -27,7 +27,7 @@ from helios.evaluation.intervals import curve, plain
 from helios.evaluation.pages.charts import Band, line_chart
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import ModelSource, Take
-from helios.evaluation.spoil import add_noise, saturate, shift, soften
+from helios.evaluation.spoil import saturate, shift, soften
 from helios.evaluation.store import Record, Results
 from helios.evaluation.suites import ArmSpec
 from helios.geometry import CHUNK_FRAMES
@@ -65,9 +65,9 @@ SPOILS: tuple[Spoil, ...] = (
     Spoil("saturation x 1.4", "saturation", lambda frames: saturate(frames, 1.4)),
     Spoil("12 levels brighter", "lightness", lambda frames: shift(frames, 12.0)),
     Spoil("blur 1 px", "blur", lambda frames: soften(frames, 1.0)),
-    Spoil("noise 6 levels", "noise", lambda frames: add_noise(frames, 0, 6.0)),
+    Spoil("warm cast, 12 levels", "delta_e", lambda frames: shift(frames, (12.0, 0.0, -12.0))),
 )
-"""What drift looks like: colour, brightness, softness and grain."""
+"""What drift looks like. Grain is not among it: it does not outlive the autoencoder."""
 
 
 class SpoiltSource(ModelSource):
