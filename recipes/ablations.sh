@@ -13,6 +13,7 @@
 # Variables that hold several words are split on purpose.
 # shellcheck disable=SC2086
 set -euo pipefail
+source recipes/once.sh
 
 export out="${1:-runs/arms}" helios="${HELIOS:-.venv/bin/helios}" codec="${CODEC:-helios/assets/tiny}"
 export seconds="${SECONDS_EACH:-535}" settings="${SETTINGS:---set stage.batch=64 --set stage.data.first_groups=8}"
@@ -20,12 +21,8 @@ runs="${RUNS:-full-0 full-1 full-2 no-corruption-0 no-corruption-1 no-corruption
   no-anchor-0 absolute-positions-0 text-on-history-0}"
 
 train() { # NAME SECONDS SEED SETTINGS…
-  if [ -f "$out/$1/finished" ]; then return; fi
-  $helios train tiny-stage1 --codec "$codec" --out "$out/$1" --resume auto --set stage.sample_clips=0 \
-    --set trainer.max_seconds="$2" --set trainer.seed="$3" "${@:4}" \
-    >"$out/$1.log" 2>&1 || { tail -n 3 "$out/$1.log" >&2; exit 1; }
-  touch "$out/$1/finished"
-  echo "$out/$1: $(tail -n 1 "$out/$1.log")"
+  once "$out/$1" $helios train tiny-stage1 --codec "$codec" --out "$out/$1" --resume auto \
+    --set stage.sample_clips=0 --set trainer.max_seconds="$2" --set trainer.seed="$3" "${@:4}"
 }
 
 arm() { # ARM-SEED

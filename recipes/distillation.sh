@@ -12,6 +12,7 @@
 # Variables that hold several words are split on purpose.
 # shellcheck disable=SC2086
 set -euo pipefail
+source recipes/once.sh
 
 export out="${1:-runs/distillation}" base="${BASE:?the flat model of stage 1}"
 export mid="${MID:?the model of stage 2}" seconds="${SECONDS_EACH:-420}" settings="${SETTINGS:-}"
@@ -22,11 +23,8 @@ $helios precompute trajectories "$mid/model" --out "$out/trajectories" \
   --scenes "${CAPTIONS:-4096}" --guidance-scale 3
 
 train() { # NAME PRESET INITIAL SECONDS SETTINGS…
-  if [ -f "$out/$1/finished" ]; then return; fi
-  $helios train "$2" --initial "$3" --out "$out/$1" $common --set trainer.max_seconds="$4" \
-    "${@:5}" >"$out/$1.log" 2>&1 || { tail -n 3 "$out/$1.log" >&2; exit 1; }
-  touch "$out/$1/finished"
-  echo "$out/$1: $(tail -n 1 "$out/$1.log")"
+  once "$out/$1" $helios train "$2" --initial "$3" --out "$out/$1" $common \
+    --set trainer.max_seconds="$4" "${@:5}"
 }
 
 student() { # NAME INITIAL SETTINGS…
@@ -36,6 +34,7 @@ export -f train student
 
 train warm-up tiny-stage3-ode "$mid" "${ODE_SECONDS:-240}" \
   --set stage.trajectories="$out/trajectories"
+
 xargs -P "${AT_ONCE:-1}" -L 1 bash -euc 'student "$@"' student <<STUDENTS
 full $out/warm-up
 no-warm-up $mid

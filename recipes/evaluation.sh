@@ -7,7 +7,7 @@
 #   DISTILLED=DIR recipes/evaluation.sh hour                            # about 6, on one GPU
 #   MODEL=DIR recipes/evaluation.sh heliosbench                         # about 8
 #
-# Minutes are for one H200. GPUS=4 deals the work to four of them; with AT_ONCE=8 as many arms share
+# Minutes are for one H200, estimates but for the drift table. GPUS=4 deals the work to four of them; with AT_ONCE=8 as many arms share
 # one, as the 5 minutes of the drift table want it. Plots go to docs/plots.
 set -euo pipefail
 
@@ -19,8 +19,8 @@ else
   evaluate="${HELIOS:-.venv/bin/helios} evaluate"
 fi
 
-compare() { # SUITE PLOTS SETTINGS NAME=MODEL[,MODEL…][@…]… — the first is held against the others
-  local suite="$1" plots="$2" settings="$3 --report $out" arm name models options alone=() against=()
+compare() { # SUITE PLOTS SETTINGS NAME=MODEL[,MODEL…][@…]… — the first is what the others are held against
+  local suite="$1" plots="$2" settings="$3 --report $out" arm name model models options alone=() against=()
   shift 3
   for arm in "${@:2}"; do against+=(--against "$arm"); done
   if [ "${AT_ONCE:-1}" -gt 1 ]; then # every training by itself, and the renders
@@ -28,7 +28,7 @@ compare() { # SUITE PLOTS SETTINGS NAME=MODEL[,MODEL…][@…]… — the first 
     for arm in "$@"; do
       name="${arm%%=*}" models="${arm#*=}" options=""
       if [[ "$models" == *@* ]]; then options="@${models#*@}" models="${models%%@*}"; fi
-      for models in ${models//,/ }; do alone+=("'$name=$models$options' --no-renders"); done
+      for model in ${models//,/ }; do alone+=("'$name=$model$options' --no-renders"); done
     done
     printf '%s\n' "${alone[@]}" | xargs -d '\n' -P "$AT_ONCE" -I {} \
       bash -c "$evaluate {} --suite drift $settings >/dev/null"

@@ -50,6 +50,7 @@ def check(call: list[str]) -> None:
     if call[0] == "train":
         assert run([*call, "--show"]) == 0, call
         return
+    # What the suite would refuse only when it runs.
     assert "compare" not in call or "--against" in call, call
     command, arguments = get_command(app), list(call)
     while arguments and hasattr(command, "commands"):

@@ -5,7 +5,7 @@
 Every video is made several times from the same noise. Once the second chunk only goes through the
 autoencoder; else it is also spoilt in one known way before it becomes the past. What the spoilt
 video has more of than its twin is the damage, and the chunks that follow either carry it on or lose
-it. A model whose own small errors behave like that drifts or does not (training.md, 3).
+it. So it goes with a model's own small errors: what is not lost adds up (training.md, 3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from helios.evaluation.intervals import curve, plain
 from helios.evaluation.pages.charts import Band, line_chart
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import ModelSource, Take
-from helios.evaluation.spoil import saturate, shift, soften
+from helios.evaluation.spoil import brighten, saturate, soften, warm
 from helios.evaluation.store import Record, Results
 from helios.evaluation.suites import ArmSpec
 from helios.geometry import CHUNK_FRAMES
@@ -63,9 +63,9 @@ class Spoil:
 
 SPOILS: tuple[Spoil, ...] = (
     Spoil("saturation x 1.4", "saturation", lambda frames: saturate(frames, 1.4)),
-    Spoil("12 levels brighter", "lightness", lambda frames: shift(frames, 12.0)),
+    Spoil("12 levels brighter", "lightness", lambda frames: brighten(frames, 12.0)),
     Spoil("blur 1 px", "blur", lambda frames: soften(frames, 1.0)),
-    Spoil("warm cast, 12 levels", "delta_e", lambda frames: shift(frames, (12.0, 0.0, -12.0))),
+    Spoil("warm cast, 12 levels", "delta_e", lambda frames: warm(frames, 12.0)),
 )
 """What drift looks like. Grain is not among it: it does not outlive the autoencoder."""
 
@@ -94,13 +94,13 @@ class SpoiltSource(ModelSource):
     ) -> None:
         super().__init__(name, pipe, origin, steps=steps, guidance=guidance)
         self._spoil = spoil
-        self.retouch = self._retouch
 
     def identity(self) -> dict[str, Any]:
         """The model's, and what is done to its second chunk."""
         return super().identity() | {"spoilt": None if self._spoil is None else self._spoil.name}
 
-    def _retouch(self, chunk: int, latents: Tensor) -> Tensor:
+    def retouch(self, chunk: int, latents: Tensor) -> Tensor:
+        """The second chunk through the autoencoder, and spoilt on the way."""
         if chunk != SPOILT:
             return latents
         codec = self.pipe.codec
@@ -166,7 +166,7 @@ def measure_recovery(
         raise ValueError(f"recovery shows in {SPOILT + 2} chunks or more")
     found = []
     for spec in specs:
-        curves: dict[str, list[list[Record]]] = {}
+        records: dict[Spoil | None, list[list[Record]]] = {}
         for model in spec.models:
             pipe = load(model, device=device, dtype=dtype)
             for spoil in (None, *spoils):
@@ -174,10 +174,9 @@ def measure_recovery(
                     spec.name, pipe, model, spoil, steps=spec.steps, guidance=spec.guidance
                 )
                 bench.measure(source, takes)
-                name = "" if spoil is None else spoil.name
-                curves.setdefault(name, []).append(bench.records(source, takes))
+                records.setdefault(spoil, []).append(bench.records(source, takes))
         for spoil in spoils:
-            found.append(_recovery(spec.name, spoil, curves[spoil.name], curves[""]))
+            found.append(_recovery(spec.name, spoil, records[spoil], records[None]))
     return found
 
 

@@ -23,7 +23,7 @@ from helios.evaluation.pages.catalogue import figure
 from helios.evaluation.pages.tables import KEY_FIGURES
 from helios.evaluation.prompts import scene_prompts
 from helios.evaluation.sources import Take, TruthSource
-from helios.evaluation.spoil import add_noise, saturate, shift, soften
+from helios.evaluation.spoil import add_noise, brighten, saturate, soften, warm
 from helios.evaluation.store import Results
 from helios.evaluation.summary import Arm, summary
 from helios.geometry import CHUNK_FRAMES
@@ -49,13 +49,9 @@ class Damage:
     apply: Callable[[Tensor, int, float, Tensor], Tensor]
 
 
-def _warm(frames: Tensor, levels: float) -> Tensor:
-    return shift(frames, (levels, 0.0, -levels))
-
-
 def _flash(frames: Tensor, chunk: int) -> Tensor:
     """Every other chunk a little brighter: a jump at every border and none inside."""
-    return shift(frames, 6.0 * (chunk % 2))
+    return brighten(frames, 6.0 * (chunk % 2))
 
 
 def _slow(frames: Tensor) -> Tensor:
@@ -69,9 +65,7 @@ DAMAGES: tuple[Damage, ...] = (
     Damage("blur 2 px", lambda x, k, t, first: soften(x, 2.0)),
     Damage("noise 4 levels", lambda x, k, t, first: add_noise(x, k, 4.0)),
     Damage("saturation rising to x 1.4", lambda x, k, t, first: saturate(x, 1 + 0.4 * t)),
-    Damage(
-        "warm cast rising to 12 levels", lambda x, k, t, first: shift(x, (12 * t, 0.0, -12 * t))
-    ),
+    Damage("warm cast rising to 12 levels", lambda x, k, t, first: warm(x, 12 * t)),
     Damage("blur rising to 2 px", lambda x, k, t, first: soften(x, 2 * t)),
     Damage("noise rising to 4 levels", lambda x, k, t, first: add_noise(x, k, 4 * t)),
     Damage("brightness jumps at borders", lambda x, k, t, first: _flash(x, k)),

@@ -7,7 +7,7 @@ results are filed under.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,9 +87,6 @@ class ModelSource:
         guidance: guidance scale; likewise.
     """
 
-    retouch: Callable[[int, Tensor], Tensor] | None = None
-    """What is done to the latents of a chunk, by its number, before they become the past."""
-
     def __init__(
         self,
         name: str,
@@ -118,6 +115,10 @@ class ModelSource:
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "device": self.pipe.device.type,
         }
+
+    def retouch(self, chunk: int, latents: Tensor) -> Tensor:
+        """What is shown and remembered of the chunk with this number: here, what was made."""
+        return latents
 
     def chunks(self, takes: Sequence[Take], count: int) -> Iterator[Tensor]:
         """Generated and decoded."""

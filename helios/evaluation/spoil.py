@@ -17,7 +17,7 @@ from helios.evaluation.metrics.scene_judge import to_input
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["add_noise", "saturate", "shift", "soften"]
+__all__ = ["add_noise", "brighten", "saturate", "soften", "warm"]
 
 
 def add_noise(frames: Tensor, seed: int, levels: float) -> Tensor:
@@ -39,9 +39,14 @@ def saturate(frames: Tensor, factor: float) -> Tensor:
     return _bytes(torch.lerp(grey, values, factor))
 
 
-def shift(frames: Tensor, levels: float | tuple[float, float, float]) -> Tensor:
-    """``levels`` of 255 added, to all channels or to red, green and blue, ``[..., 3]``."""
-    return _bytes(frames.float() + torch.tensor(levels, device=frames.device))
+def brighten(frames: Tensor, levels: float) -> Tensor:
+    """``levels`` of 255 more everywhere."""
+    return _bytes(frames.float() + levels)
+
+
+def warm(frames: Tensor, levels: float) -> Tensor:
+    """``levels`` of 255 more red and less blue, ``[..., 3]``."""
+    return _bytes(frames.float() + torch.tensor([levels, 0.0, -levels], device=frames.device))
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from helios.evaluation.accuracy import ATTRIBUTES
 from helios.evaluation.pages.catalogue import CATALOGUE, figure
-from helios.evaluation.pages.charts import STYLE, Band, Dot, dot_chart, line_chart
+from helios.evaluation.pages.charts import PALETTE, STYLE, Band, Dot, dot_chart, line_chart
 from helios.evaluation.pages.tables import Table, markdown, tables
 from helios.evaluation.suites import Evaluation
 from helios.geometry import CHUNK_FRAMES, FPS
@@ -81,8 +81,8 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 tbody td:first-child{font-weight:500}
 td i{font-style:normal;color:var(--faint);font-size:12.5px}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0 0 12px;font-size:13.5px}
-.legend span::before{content:"";display:inline-block;width:16px;height:3px;border-radius:2px;
-margin-right:7px;vertical-align:middle;background:var(--c)}
+.legend span::before{content:"";display:inline-block;width:16px;
+margin-right:7px;vertical-align:middle;border-top:3px var(--line,solid) var(--c)}
 .sheet{padding:14px;margin-bottom:12px}
 .sheet img{width:100%;border-radius:6px;display:block;margin:4px 0 12px}
 .sheet figcaption{font-size:13px;color:var(--faint)}figure{margin:0}
@@ -238,16 +238,18 @@ def _scaled(name: str, row: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value * factor for value in row]
 
 
+def _dot(name: str, estimate: Mapping[str, float | None] | None) -> Dot:
+    """A figure with its interval; nothing is drawn where it was not measured."""
+    return Dot(*_scaled(name, [(estimate or {}).get(key) for key in ("value", "low", "high")]))
+
+
 def _attributes(values: Mapping[str, Any], *, alone: bool = False) -> str:
     """What captions say, attribute by attribute, at the longest length."""
     arms = {name: values["arms"][name] for name in values["order"]}
     length, rows = str(values["lengths"][-1]), []
     for name in ATTRIBUTES:
-        dots = []
-        for arm in arms.values():
-            estimate = arm["lengths"][length].get(name, {}).get("value") or {}
-            ends = [estimate.get(key) for key in ("value", "low", "high")]
-            dots.append(Dot(*_scaled(name, ends)))
+        entries = (arm["lengths"][length].get(name, {}) for arm in arms.values())
+        dots = [_dot(name, entry.get("value")) for entry in entries]
         if any(math.isfinite(dot.value) for dot in dots):
             rows.append((name, dots))
     if not rows:
@@ -265,9 +267,8 @@ def _differences(values: Mapping[str, Any], *, alone: bool = False) -> dict[str,
     for name, part in DIFFERENCES:
         rows = []
         for model in models:
-            estimates = [found[model, n].get(name, {}).get(part) or {} for n in lengths]
-            ends = [[e.get(key) for key in ("value", "low", "high")] for e in estimates]
-            rows.append((model, [Dot(*_scaled(name, row)) for row in ends]))
+            entries = (found[model, length].get(name, {}) for length in lengths)
+            rows.append((model, [_dot(name, entry.get(part)) for entry in entries]))
         if any(math.isfinite(dot.value) for _, dots in rows for dot in dots):
             what = "change of " if part == "change" else ""
             title = f"{what}{figure(name).title}, less {values['order'][0]}"
@@ -279,7 +280,8 @@ def _differences(values: Mapping[str, Any], *, alone: bool = False) -> dict[str,
 def _legend(names: Sequence[str]) -> str:
     # The variables live on the plots, so the legend is one.
     keys = "".join(
-        f'<span style="--c:var(--s{number % 8})">{escape(name)}</span>'
+        f'<span style="--c:var(--s{number % PALETTE}){";--line:dashed" * (number >= PALETTE)}">'
+        f"{escape(name)}</span>"
         for number, name in enumerate(names)
     )
     return f'<div class="legend plot">{keys}</div>'
