@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The table of distillation: the student as it is and without each of its three aids, every one as
-# long as the others, then all of them side by side. On two H200 about 2 minutes for the
-# trajectories, 4 for the warm-up, 8 for each of four students and 5 for the judge: 43, which is 86
-# GPU minutes. Called from the repository's root; models go to OUT/NAME/model, what a training
-# prints to OUT/NAME.log, the report to OUT/report/distillation. A run that was stopped goes on.
+# long as the others, then all of them and the bundled model side by side. On two H200 about 2
+# minutes for the trajectories, 4 for the warm-up, 8 for each of four students and 5 for the judge:
+# 43, which is 86 GPU minutes. Called from the repository's root; models go to OUT/NAME/model, what
+# a training prints to OUT/NAME.log, the report to OUT/report/distillation. A run that was stopped
+# goes on.
 #
 #   BASE=runs/tiny/stage1 MID=runs/tiny/stage2 recipes/distillation.sh [OUT]
 #   SECONDS_EACH=420 ODE_SECONDS=240 SEED=0 CAPTIONS=4096 JUDGED=500 …
@@ -42,7 +43,7 @@ no-schedule $out/warm-up --set stage.renoise.fade=0
 no-adversary $out/warm-up --set stage.adversarial=none
 STUDENTS
 
-arms=""
+arms="bundled=helios/assets/tiny "
 for name in warm-up no-warm-up no-schedule no-adversary; do arms+="$name=$out/$name/model "; done
 BASE="$base/model" MID="$mid/model" DISTILLED="$out/full/model" ARMS="$arms" CAPTIONS="${JUDGED:-500}" \
   HELIOS="$helios" OUT="$out/report" recipes/evaluation.sh distillation

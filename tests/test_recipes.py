@@ -87,7 +87,7 @@ def test_the_table_of_distillation(tmp_path: Path) -> None:
         tmp_path, "distillation.sh", str(tmp_path / "out"), BASE="base", MID="mid", AT_ONCE="4"
     )
     commands = [call[0] for call in calls]
-    arms = 2 + 5 * 2  # Base, Mid, and five students at two numbers of steps
+    arms = 2 + 6 * 2  # Base, Mid, and six students at two numbers of steps
     assert commands == ["precompute", *["train"] * 5, *["evaluate"] * (1 + arms), "evaluate"]
     for call in calls:
         check(call)
